@@ -1,0 +1,253 @@
+"""The record: how one chunk stands in a file.
+
+A record is a header (whole pages) and the payload, block after block. The header holds a checksum for
+each block, so that any run of blocks can be read and verified alone, and a checksum of itself. All
+integers are little endian. `docs/on-disk-format.md` describes it for readers in other languages.
+
+::
+
+    offset  bytes  field
+         0      8  magic "KVSTRATA"
+         8      4  record version (1)
+        12      4  header bytes, a multiple of 4096; the payload starts there
+        16     16  namespace fingerprint
+        32      2  key length K (hash and group index)
+        34      2  checksum algorithm (1 = XXH3-128)
+        36      4  blocks of a whole chunk, B
+        40      4  first block stored, F: the payload holds blocks F .. B-1
+        44      4  tokens of a block
+        48      8  bytes of a block (all ranks)
+        56      8  zero (reserved)
+        64     16  checksum of the header with these 16 bytes zero
+        80     64  key, padded with zeros
+       144     ..  (B - F) block checksums of 16 bytes, then zeros to the end of the header
+"""
+
+import struct
+from dataclasses import dataclass
+
+from kvstrata.chunks.checksum import DIGEST_BYTES, Buffer, digest
+from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.key import ChunkKey
+from kvstrata.errors import BadReason, RecordError
+
+MAGIC = b"KVSTRATA"
+RECORD_VERSION = 1
+CHECKSUM_ID = 1
+PAGE = 4096
+MAX_KEY_BYTES = 64
+FINGERPRINT_BYTES = 16
+_FIXED = struct.Struct("<8sII16sHHIIIQQ16s64s")
+_SELF_CHECKSUM = slice(64, 80)
+MAX_BLOCKS = 1 << 20
+"""Larger block counts are refused: no engine makes them, a damaged header can."""
+
+
+def header_bytes(stored_blocks: int) -> int:
+    """Bytes of the header of a record that stores `stored_blocks` blocks; a multiple of 4096."""
+    used = _FIXED.size + DIGEST_BYTES * stored_blocks
+    return -(-used // PAGE) * PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    """A decoded header.
+
+    Attributes:
+        namespace: fingerprint of the namespace, 16 bytes.
+        key: the chunk's key.
+        blocks: blocks of a whole chunk.
+        first_block: index of the first block stored; a chunk whose oldest blocks had left a sliding
+            window when it was stored has none of these.
+        tokens_per_block: tokens.
+        block_bytes: bytes of one block over all ranks.
+        checksums: 16 bytes for each stored block, in order.
+    """
+
+    namespace: bytes
+    key: ChunkKey
+    blocks: int
+    first_block: int
+    tokens_per_block: int
+    block_bytes: int
+    checksums: tuple[bytes, ...]
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes before the payload."""
+        return header_bytes(self.blocks - self.first_block)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the stored blocks."""
+        return self.block_bytes * (self.blocks - self.first_block)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.header_bytes + self.payload_bytes
+
+    def block_offset(self, block: int) -> int:
+        """Byte offset of `block` in the file; `block` counts from the start of the whole chunk."""
+        assert self.first_block <= block <= self.blocks
+        return self.header_bytes + self.block_bytes * (block - self.first_block)
+
+    def verify(self, block: int, data: Buffer) -> None:
+        """Check one block's bytes.
+
+        Raises:
+            RecordError: `CHECKSUM`, when they are not the bytes that were stored.
+        """
+        if digest(data) != self.checksums[block - self.first_block]:
+            raise RecordError(BadReason.CHECKSUM, f"block {block} of {self.key.hex()}")
+
+
+def describe(
+    namespace: bytes, key: ChunkKey, geometry: GroupGeometry, payload: memoryview, first_block: int = 0
+) -> RecordHeader:
+    """Header for a chunk.
+
+    Args:
+        namespace: fingerprint, 16 bytes.
+        key: the chunk's key.
+        geometry: of the key's group.
+        payload: uint8 view of `geometry.payload_bytes` bytes, in whole-chunk layout.
+        first_block: blocks before this one are not valid and will not be stored.
+    """
+    size = geometry.block_bytes
+    return RecordHeader(
+        namespace=namespace,
+        key=key,
+        blocks=geometry.blocks_per_chunk,
+        first_block=first_block,
+        tokens_per_block=geometry.tokens_per_block,
+        block_bytes=size,
+        checksums=tuple(
+            digest(payload[block * size : (block + 1) * size])
+            for block in range(first_block, geometry.blocks_per_chunk)
+        ),
+    )
+
+
+def encode(header: RecordHeader) -> bytes:
+    """The header's bytes, `header.header_bytes` long; the payload follows them in the file."""
+    assert len(header.namespace) == FINGERPRINT_BYTES and len(header.key) <= MAX_KEY_BYTES
+    out = bytearray(header.header_bytes)
+    _FIXED.pack_into(
+        out,
+        0,
+        MAGIC,
+        RECORD_VERSION,
+        header.header_bytes,
+        header.namespace,
+        len(header.key),
+        CHECKSUM_ID,
+        header.blocks,
+        header.first_block,
+        header.tokens_per_block,
+        header.block_bytes,
+        0,
+        bytes(DIGEST_BYTES),
+        header.key,
+    )
+    table = b"".join(header.checksums)
+    out[_FIXED.size : _FIXED.size + len(table)] = table
+    out[_SELF_CHECKSUM] = digest(out)
+    return bytes(out)
+
+
+def declared_header_bytes(data: Buffer) -> int:
+    """How long the header says it is, from its first page; for readers that do not know the geometry.
+
+    Raises:
+        RecordError: `TRUNCATED`, `FOREIGN` or `VERSION`.
+    """
+    if len(data) < _FIXED.size:
+        raise RecordError(BadReason.TRUNCATED, f"{len(data)} bytes are no header")
+    magic, version, length = struct.unpack_from("<8sII", data)
+    if magic != MAGIC:
+        raise RecordError(BadReason.FOREIGN, "magic number is not KVSTRATA")
+    if version != RECORD_VERSION:
+        raise RecordError(BadReason.VERSION, f"record version {version}, expected {RECORD_VERSION}")
+    if length % PAGE or not PAGE <= length <= header_bytes(MAX_BLOCKS):
+        raise RecordError(BadReason.HEADER, f"header length {length} is impossible")
+    return int(length)
+
+
+def decode(data: Buffer) -> RecordHeader:
+    """Decode and check a header.
+
+    Args:
+        data: at least the whole header; more is ignored.
+
+    Raises:
+        RecordError: `TRUNCATED`, `FOREIGN`, `VERSION`, `HEADER` (checksum or fields impossible).
+    """
+    length = declared_header_bytes(data)
+    if len(data) < length:
+        raise RecordError(BadReason.TRUNCATED, f"header of {length} bytes, {len(data)} present")
+    raw = bytearray(memoryview(data)[:length])
+    stored = bytes(raw[_SELF_CHECKSUM])
+    raw[_SELF_CHECKSUM] = bytes(DIGEST_BYTES)
+    if digest(raw) != stored:
+        raise RecordError(BadReason.HEADER, "header checksum does not match")
+    (
+        _magic,
+        _version,
+        _length,
+        namespace,
+        key_length,
+        checksum_id,
+        blocks,
+        first_block,
+        tokens_per_block,
+        block_bytes,
+        _reserved,
+        _self,
+        key,
+    ) = _FIXED.unpack_from(raw)
+    count = blocks - first_block
+    if (
+        checksum_id != CHECKSUM_ID
+        or not 0 < count <= MAX_BLOCKS
+        or key_length > MAX_KEY_BYTES
+        or header_bytes(count) != length
+    ):
+        raise RecordError(BadReason.HEADER, "header fields contradict each other")
+    table = raw[_FIXED.size : _FIXED.size + DIGEST_BYTES * count]
+    return RecordHeader(
+        namespace=namespace,
+        key=key[:key_length],
+        blocks=blocks,
+        first_block=first_block,
+        tokens_per_block=tokens_per_block,
+        block_bytes=block_bytes,
+        checksums=tuple(
+            bytes(table[i : i + DIGEST_BYTES]) for i in range(0, len(table), DIGEST_BYTES)
+        ),
+    )
+
+
+def check_identity(
+    header: RecordHeader, namespace: bytes, key: ChunkKey, geometry: GroupGeometry
+) -> None:
+    """Check that a header describes the chunk that was asked for.
+
+    Raises:
+        RecordError: `NAMESPACE`, `KEY` or `GEOMETRY`.
+    """
+    if header.namespace != namespace:
+        raise RecordError(BadReason.NAMESPACE, f"belongs to {header.namespace.hex()}")
+    if header.key != key:
+        raise RecordError(BadReason.KEY, f"holds {header.key.hex()}, wanted {key.hex()}")
+    if (
+        header.blocks != geometry.blocks_per_chunk
+        or header.block_bytes != geometry.block_bytes
+        or header.tokens_per_block != geometry.tokens_per_block
+    ):
+        raise RecordError(
+            BadReason.GEOMETRY,
+            f"{header.blocks} blocks of {header.block_bytes} bytes and {header.tokens_per_block} "
+            f"tokens, expected {geometry.blocks_per_chunk} of {geometry.block_bytes} and "
+            f"{geometry.tokens_per_block}",
+        )
