@@ -1,4 +1,4 @@
-"""Sizes of one KV cache group's blocks and chunks, in tokens and bytes."""
+"""Sizes of one KV cache group's blocks and chunks, and what a boundary needs from it."""
 
 import enum
 from dataclasses import dataclass
@@ -13,9 +13,16 @@ class GroupKind(enum.StrEnum):
     FULL = "full"
     """Every chunk to the left of the boundary (full and MLA attention)."""
     WINDOW = "window"
-    """The last `window_tokens` tokens (sliding window, chunked local attention)."""
+    """The last tokens before the boundary (sliding window)."""
+    LOCAL = "local"
+    """The tokens of the attention chunk that the boundary lies in (chunked local attention)."""
     STATE = "state"
     """The one state at the boundary (Mamba, linear attention)."""
+
+
+def ceil_div(value: int, by: int) -> int:
+    """Integer division that rounds up."""
+    return -(-value // by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,9 @@ class GroupGeometry:
         tokens_per_block: tokens that one block covers.
         blocks_per_chunk: consecutive blocks in one chunk, at least 1.
         rank_block_bytes: for each rank, bytes that it stores for one block.
-        window_tokens: for WINDOW, tokens before a boundary that attention reads; 0 otherwise.
+        window_tokens: WINDOW: the window's size (the query's own token included, as in vLLM's
+            `SlidingWindowSpec.sliding_window`); LOCAL: the attention chunk's size; otherwise 0.
+        extra_tokens: WINDOW: tokens kept beyond the window (vLLM's `extra_retained_tokens`).
     """
 
     group: int
@@ -41,11 +50,13 @@ class GroupGeometry:
     blocks_per_chunk: int
     rank_block_bytes: tuple[int, ...]
     window_tokens: int = 0
+    extra_tokens: int = 0
 
     def __post_init__(self) -> None:
         assert self.tokens_per_block > 0 and self.blocks_per_chunk > 0
         assert self.rank_block_bytes and all(size >= 0 for size in self.rank_block_bytes)
-        assert (self.kind is GroupKind.WINDOW) == (self.window_tokens > 0)
+        windowed = self.kind in (GroupKind.WINDOW, GroupKind.LOCAL)
+        assert windowed == (self.window_tokens > 0)
 
     @property
     def tokens_per_chunk(self) -> int:
@@ -65,8 +76,49 @@ class GroupGeometry:
     @property
     def slot_bytes(self) -> int:
         """Bytes of one slot in the arena: the payload, rounded up to `SLOT_ALIGNMENT`."""
-        return -(-self.payload_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        return ceil_div(self.payload_bytes, SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a boundary needs only the end of the prefix from this group."""
+        return self.kind is not GroupKind.FULL
 
     def rank_offset(self, rank: int) -> int:
         """Byte offset of `rank`'s part inside each block."""
         return sum(self.rank_block_bytes[:rank])
+
+    def window_chunks(self, boundary: int) -> int:
+        """Chunks, ending with the one that holds `boundary`'s last token, that must be held.
+
+        The rule of vLLM's `get_sliding_window_size_in_chunks` and
+        `GroupOffloadConfig.load_window_size_in_chunks`: at a boundary inside a chunk the window reaches
+        one chunk further left. Only for windowed groups.
+
+        Args:
+            boundary: tokens before the point where the request resumes.
+        """
+        chunk = self.tokens_per_chunk
+        if self.kind is GroupKind.STATE:
+            return 1
+        if self.kind is GroupKind.LOCAL:
+            return ceil_div(self.window_tokens, chunk)
+        assert self.kind is GroupKind.WINDOW
+        reach = self.window_tokens - 1 + self.extra_tokens
+        return max(
+            ceil_div(self.window_tokens, chunk),
+            ceil_div(reach, chunk),
+            ceil_div(reach + -boundary % chunk, chunk),
+        )
+
+    def first_token(self, boundary: int) -> int:
+        """First token whose KV a request that resumes at `boundary` reads from this group.
+
+        vLLM's `get_num_skipped_tokens` of each attention kind.
+        """
+        if self.kind is GroupKind.FULL:
+            return 0
+        if self.kind is GroupKind.STATE:
+            return max(boundary - 1, 0)
+        if self.kind is GroupKind.LOCAL:
+            return boundary // self.window_tokens * self.window_tokens
+        return max(boundary - (self.window_tokens - 1 + self.extra_tokens), 0)

@@ -1,0 +1,198 @@
+"""Threads that do I/O, and nothing else: jobs in by priority, completions out by polling.
+
+The threads are daemons and nobody joins them without a limit, so a file system call that never returns
+costs one thread, not the engine. A thread that is stuck is replaced, up to a bound.
+"""
+
+import enum
+import heapq
+import itertools
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvstrata.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+
+class Priority(enum.IntEnum):
+    """Smaller goes first. Whatever a request waits for outranks writes."""
+
+    SURVEY = 0
+    READ = 1
+    WRITE = 2
+
+
+@dataclass(slots=True)
+class Job:
+    """One piece of I/O.
+
+    Attributes:
+        priority: see `Priority`.
+        work: what to do; should not raise.
+        done: called by `Runner.poll`, in the polling thread, with what `work` returned; with None when
+            the job was cancelled before it began, or `work` raised.
+        cancelled: set by the submitter when the result is not wanted; work that has not begun is
+            then skipped.
+    """
+
+    priority: Priority
+    work: Callable[[], Any]
+    done: Callable[[Any], None]
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class _Thread:
+    since: float | None = None
+    replaced: bool = False
+
+
+MAX_REPLACED = 16
+"""Stuck threads that are replaced; beyond that the file system is left alone."""
+
+
+class Runner:
+    """A pool of I/O threads.
+
+    Attributes:
+        exhausted: whether so many threads are stuck that a new job would not be done; see `tend`.
+
+    Args:
+        threads: that work at the same time, when none is stuck.
+        clock: to tell which threads are stuck.
+        stuck_after: seconds in one job after which a thread counts as stuck.
+    """
+
+    def __init__(self, threads: int, clock: Clock, stuck_after: float) -> None:
+        assert threads > 0
+        self._clock = clock
+        self._stuck_after = stuck_after
+        self._max_writers = max(1, threads // 2)
+        self._heap: list[tuple[int, int, Job]] = []
+        self._order = itertools.count()
+        self._queued: Counter[Priority] = Counter()
+        self._running: Counter[Priority] = Counter()
+        self._finished: deque[tuple[Job, Any]] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self.exhausted = False
+        self._threads: list[_Thread] = []
+        for _ in range(threads):
+            self._start_thread()
+
+    def submit(self, priority: Priority, work: Callable[[], Any], done: Callable[[Any], None]) -> Job:
+        """Queue a job; never blocks."""
+        job = Job(priority, work, done)
+        with self._wake:
+            heapq.heappush(self._heap, (int(priority), next(self._order), job))
+            self._queued[priority] += 1
+            self._wake.notify()
+        return job
+
+    def poll(self) -> int:
+        """Deliver what has finished: calls each job's `done`. Returns how many."""
+        count = 0
+        while self._finished:
+            job, result = self._finished.popleft()
+            job.done(result)
+            count += 1
+        return count
+
+    def depth(self, priority: Priority) -> int:
+        """Jobs of this priority that are queued or running."""
+        return self._queued[priority] + self._running[priority]
+
+    def tend(self) -> int:
+        """Replace threads that got stuck. Returns how many are stuck now.
+
+        Sets `exhausted` when every thread is stuck and none can be replaced any more.
+        """
+        now = self._clock.now()
+        with self._wake:
+            stuck = [t for t in self._threads if t.since is not None and self._is_stuck(t, now)]
+            for thread in stuck:
+                replaced = sum(t.replaced for t in self._threads)
+                if not thread.replaced and replaced < MAX_REPLACED and not self._closed:
+                    thread.replaced = True
+                    self._start_thread()
+            self.exhausted = len(stuck) == len(self._threads)
+            return len(stuck)
+
+    def close(self, timeout: float) -> bool:
+        """Drop what nobody waits for any more (surveys, reads), finish writes, stop.
+
+        Args:
+            timeout: seconds to wait for writes; threads that are stuck are left behind.
+
+        Returns:
+            Whether everything was finished.
+        """
+        deadline = self._clock.now() + timeout
+        with self._wake:
+            self._closed = True
+            for _, _, job in self._heap:
+                job.cancelled = job.cancelled or job.priority is not Priority.WRITE
+            self._wake.notify_all()
+            while self._heap or self._running.total():
+                left = deadline - self._clock.now()
+                if left <= 0:
+                    break
+                self._wake.wait(min(left, 0.1))
+            clean = not self._heap and not self._running.total()
+            self._heap.clear()
+            self._wake.notify_all()
+        return clean
+
+    def _is_stuck(self, thread: _Thread, now: float) -> bool:
+        return thread.since is not None and now - thread.since > self._stuck_after
+
+    def _start_thread(self) -> None:
+        state = _Thread()
+        self._threads.append(state)
+        threading.Thread(target=self._run, args=(state,), name="kvstrata-io", daemon=True).start()
+
+    def _take(self) -> Job | None:
+        """The next job that may start now; called under the lock."""
+        while self._heap:
+            priority, _, job = self._heap[0]
+            if priority == Priority.WRITE and self._running[Priority.WRITE] >= self._max_writers:
+                return None  # writes are last in the heap, so nothing else waits behind it
+            heapq.heappop(self._heap)
+            self._queued[job.priority] -= 1
+            if not job.cancelled:
+                return job
+            self._finished.append((job, None))
+            self._wake.notify_all()
+        return None
+
+    @staticmethod
+    def _work(job: Job) -> Any:
+        try:
+            return job.work()
+        except Exception:  # boundary: a bug in a tier costs one result, not a thread
+            logger.exception("an I/O job failed in a way that its tier does not foresee")
+            return None
+
+    def _run(self, state: _Thread) -> None:
+        while True:
+            with self._wake:
+                while (job := self._take()) is None:
+                    if self._closed and not self._heap:
+                        return
+                    self._wake.wait()
+                self._running[job.priority] += 1
+                state.since = self._clock.now()
+            result = self._work(job)
+            with self._wake:
+                state.since = None
+                self._running[job.priority] -= 1
+                self._finished.append((job, result))
+                self._wake.notify_all() if self._closed else self._wake.notify()
+                if state.replaced:
+                    self._threads.remove(state)
+                    return

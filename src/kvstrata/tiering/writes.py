@@ -1,0 +1,116 @@
+"""Write-behind: chunks that memory has and storage should have. Bounded; drops before it delays."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from kvstrata import metrics as m
+from kvstrata.chunks.key import ChunkKey
+from kvstrata.tiering.loads import batches
+from kvstrata.tiering.runner import Priority, Runner
+from kvstrata.tiers.lifecycle import State
+from kvstrata.tiers.memory import MemoryTier
+from kvstrata.tiers.tier import Failed, Present, Stored, Tier, WriteOutcome
+
+logger = logging.getLogger(__name__)
+
+LOGGED_FAILURES = 1
+"""Failures of one reason that are logged in full; the metric counts the rest."""
+
+
+class WriteBehind:
+    """Copies chunks from memory to a storage tier when threads are free.
+
+    A chunk is pinned in memory from `submit` until its write has ended, so its bytes cannot change
+    under the writer.
+
+    Args:
+        memory: where the bytes are.
+        queue_bytes: payload bytes that may be waiting; beyond that, chunks are dropped and counted.
+        counters: where drops are counted.
+        on_written: told which chunks storage holds now.
+        size_of: payload bytes of a chunk.
+    """
+
+    def __init__(
+        self,
+        memory: MemoryTier,
+        queue_bytes: int,
+        counters: m.Metrics,
+        on_written: Callable[[Sequence[ChunkKey]], None],
+        size_of: Callable[[ChunkKey], int],
+    ) -> None:
+        self._memory = memory
+        self._queue_bytes = queue_bytes
+        self._counters = counters
+        self._on_written = on_written
+        self._size_of = size_of
+        self._active: dict[ChunkKey, int] = {}
+        self._backlog = 0
+        self._failures: Counter[str] = Counter()
+
+    def submit(self, keys: Sequence[ChunkKey], storage: Tier, runner: Runner) -> None:
+        """Queue readable chunks, in the order in which they should become visible."""
+        accepted: list[tuple[ChunkKey, int]] = []
+        for key in keys:
+            size = self._size_of(key)
+            entry = self._memory.entry(key)
+            assert entry is not None
+            if key in self._active:
+                continue
+            if self._backlog + size > self._queue_bytes:
+                self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
+                continue
+            self._memory.pin([key])
+            self._active[key] = size
+            self._backlog += size
+            accepted.append((key, entry.first_block))
+        for batch in batches(accepted, self._size_of):
+            self._submit_batch(batch, storage, runner)
+
+    def active(self, key: ChunkKey) -> bool:
+        """Whether a thread may be reading the chunk's place to write it to storage."""
+        return key in self._active
+
+    def _submit_batch(self, batch: list[tuple[ChunkKey, int]], storage: Tier, runner: Runner) -> None:
+        sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
+
+        def work() -> list[WriteOutcome]:
+            return [storage.write(key, view, first_block) for key, view, first_block in sources]
+
+        def done(outcomes: list[WriteOutcome] | None) -> None:
+            self._ended([key for key, _ in batch], outcomes or [])
+
+        runner.submit(Priority.WRITE, work, done)
+
+    def _ended(self, keys: Sequence[ChunkKey], outcomes: Sequence[WriteOutcome]) -> None:
+        for key in keys:
+            self._backlog -= self._active.pop(key)
+        written = [
+            key
+            for key, outcome in zip(keys, outcomes, strict=False)
+            if isinstance(outcome, Stored | Present)
+        ]
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                self._failed(outcome)
+        # An abandoned chunk keeps its place until the cache releases it.
+        readable = [key for key in keys if self._state(key) is State.PINNED]
+        self._memory.unpin(readable)
+        if written:
+            self._on_written(written)
+
+    def _state(self, key: ChunkKey) -> State | None:
+        entry = self._memory.entry(key)
+        return entry.state if entry is not None else None
+
+    def _failed(self, outcome: Failed) -> None:
+        self._counters.count(m.WRITES_DROPPED, 1, (outcome.reason,))
+        self._failures[outcome.reason] += 1
+        if self._failures[outcome.reason] <= LOGGED_FAILURES:
+            logger.warning(
+                "cannot store chunks: %s (%s); serving goes on, further failures of this kind are only "
+                "counted (metric kvstrata_writes_dropped)",
+                outcome.reason,
+                outcome.detail,
+            )

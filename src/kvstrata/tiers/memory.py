@@ -1,0 +1,322 @@
+"""The memory tier: a real cache in the host arena, and the hub through which all storage traffic passes.
+
+Besides the plain `Tier` interface (copy in, copy out) it hands out the places themselves, so that the
+device and the other tiers move bytes straight into and out of the arena: reserve, fill, commit; pin, read,
+unpin.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.key import ChunkKey, group_of
+from kvstrata.tiers.eviction import EvictionPolicy, LeastRecentlyUsed
+from kvstrata.tiers.lifecycle import Event, State, advance
+from kvstrata.tiers.slots import SlotAllocator
+from kvstrata.tiers.tier import (
+    Failed,
+    Loaded,
+    Missing,
+    Present,
+    ReadOutcome,
+    Stored,
+    Tier,
+    WriteOutcome,
+)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One chunk's place.
+
+    Attributes:
+        offset: bytes from the start of the arena's data area.
+        state: see `kvstrata.tiers.lifecycle`; never ABSENT.
+        first_block: blocks before this one hold no valid bytes.
+        pins: readers.
+        used: logical time of the last use; larger is later.
+        origin: name of the tier that the bytes came from ("device" or a storage tier).
+    """
+
+    offset: int
+    state: State
+    first_block: int = 0
+    pins: int = 0
+    used: int = 0
+    origin: str = "device"
+
+
+class MemoryTier(Tier):
+    """Chunks in host memory.
+
+    All methods may be called from any thread; each holds one lock for microseconds (copies of the plain
+    interface are done outside it, under a pin).
+
+    Args:
+        arena: writable uint8 view of the arena's data area.
+        geometries: geometry by group index.
+        policy: makes the eviction policy of one size class.
+
+    Raises:
+        ArenaError: the arena is too small for the model's chunks.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self,
+        arena: memoryview,
+        geometries: Mapping[int, GroupGeometry],
+        policy: Callable[[], EvictionPolicy] = LeastRecentlyUsed,
+    ) -> None:
+        sizes = {geometry.slot_bytes for geometry in geometries.values()}
+        self._arena = arena
+        self._geometries = dict(geometries)
+        self._slots = SlotAllocator(len(arena), sizes)
+        self._entries: dict[ChunkKey, Entry] = {}
+        self._at: dict[int, ChunkKey] = {}
+        self._policies = {size: policy() for size in sizes}
+        self._lock = threading.RLock()
+        self._clock = 0
+        self._evicted: list[ChunkKey] = []
+
+    # The hub: places.
+
+    def entry(self, key: ChunkKey) -> Entry | None:
+        """The chunk's place, in any state, or None when absent. Not to be changed by the caller."""
+        return self._entries.get(key)
+
+    def readable(self, key: ChunkKey, first_block: int = 0) -> bool:
+        """Whether blocks from `first_block` on are here, whole and verified."""
+        entry = self._entries.get(key)
+        return (
+            entry is not None
+            and (entry.state is State.READY or entry.state is State.PINNED)
+            and entry.first_block <= first_block
+        )
+
+    def held(self, key: ChunkKey) -> bool:
+        """Whether at least the chunk's last blocks are here, whole and verified."""
+        entry = self._entries.get(key)
+        return entry is not None and (entry.state is State.READY or entry.state is State.PINNED)
+
+    def view(self, key: ChunkKey) -> memoryview:
+        """Writable uint8 view of the chunk's place, `payload_bytes` long."""
+        entry = self._entries[key]
+        size = self._geometries[group_of(key)].payload_bytes
+        return self._arena[entry.offset : entry.offset + size]
+
+    def reserve(self, key: ChunkKey, origin: str) -> Entry | None:
+        """Find a place for a chunk that is absent, evicting others if needed.
+
+        Returns:
+            Its entry in state WRITING; None when no place can be freed now.
+        """
+        size = self._geometries[group_of(key)].slot_bytes
+        with self._lock:
+            assert key not in self._entries
+            offset = self._slots.allocate(size)
+            while offset is None:
+                if not self._make_room(size):
+                    return None
+                offset = self._slots.allocate(size)
+            entry = Entry(offset, advance(State.ABSENT, Event.RESERVE), origin=origin)
+            self._entries[key] = entry
+            self._at[offset] = key
+            return entry
+
+    def commit(self, key: ChunkKey, first_block: int = 0) -> None:
+        """The chunk's bytes from `first_block` on are whole and verified: it becomes readable."""
+        with self._lock:
+            entry = self._step(key, Event.COMMIT)
+            entry.first_block = first_block
+            self._offer(key, entry)
+
+    def abort(self, key: ChunkKey) -> None:
+        """The chunk's bytes did not come and nobody writes into its place any more."""
+        with self._lock:
+            self._step(key, Event.ABORT)
+            self._forget(key)
+
+    def abandon(self, key: ChunkKey) -> None:
+        """Make the chunk unreadable for good but keep its place until `release`. Pins are void."""
+        with self._lock:
+            entry = self._step(key, Event.ABANDON)
+            entry.pins = 0
+
+    def release(self, key: ChunkKey) -> None:
+        """Free the place of an abandoned chunk: nobody can touch it any more."""
+        with self._lock:
+            self._step(key, Event.RELEASE)
+            self._forget(key)
+
+    def pin(self, keys: Iterable[ChunkKey]) -> None:
+        """Keep readable chunks in place. Pins are counted."""
+        with self._lock:
+            for key in keys:
+                entry = self._entries[key]
+                if entry.state is not State.PINNED:
+                    self._step(key, Event.PIN)
+                    self._policy(key).withdraw(key)
+                entry.pins += 1
+
+    def unpin(self, keys: Sequence[ChunkKey]) -> None:
+        """Take one pin from each; pinned keys only, but abandoned ones are passed over.
+
+        Later keys of the sequence become the first to be evicted, so pass a prefix in its order: it is
+        dropped from its end.
+        """
+        with self._lock:
+            for key in reversed(keys):
+                entry = self._entries.get(key)
+                if entry is None or entry.state is not State.PINNED:
+                    continue
+                entry.pins -= 1
+                if entry.pins == 0:
+                    self._step(key, Event.UNPIN)
+                    self._offer(key, entry)
+
+    def touch(self, keys: Sequence[ChunkKey]) -> None:
+        """These chunks were just used. A prefix passed in order is later dropped from its end."""
+        with self._lock:
+            for key in reversed(keys):
+                entry = self._entries.get(key)
+                if entry is not None and entry.state is State.READY:
+                    self._policy(key).withdraw(key)
+                    self._offer(key, entry)
+
+    def clear(self) -> list[ChunkKey]:
+        """Forget every chunk that is ready; returns the keys of all others, which keep their places."""
+        with self._lock:
+            for key in [k for k, e in self._entries.items() if e.state is State.READY]:
+                self._evict(key)
+            return list(self._entries)
+
+    def take_evicted(self) -> list[ChunkKey]:
+        """Keys evicted or removed since the last call."""
+        with self._lock:
+            evicted, self._evicted = self._evicted, []
+            return evicted
+
+    def census(self) -> dict[State, tuple[int, int]]:
+        """For each state (ABSENT aside): chunks and bytes of their slots. Walks all entries."""
+        with self._lock:
+            totals = {state: (0, 0) for state in State if state is not State.ABSENT}
+            for key, entry in self._entries.items():
+                chunks, nbytes = totals[entry.state]
+                size = self._geometries[group_of(key)].slot_bytes
+                totals[entry.state] = (chunks + 1, nbytes + size)
+            return totals
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any chunk is being written, pinned or evicting, so that its place may come free."""
+        return len(self._entries) > sum(len(policy) for policy in self._policies.values())
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the data area."""
+        return len(self._arena)
+
+    # The plain interface: copies.
+
+    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `Tier.probe`; exact here."""
+        return [self.held(key) for key in keys]
+
+    def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
+        """See `Tier.read`."""
+        geometry = self._geometries[group_of(key)]
+        with self._lock:
+            if not self.readable(key, first_block):
+                return Missing()
+            self.pin([key])
+            source = self.view(key)
+        start = first_block * geometry.block_bytes
+        into[start : geometry.payload_bytes] = source[start:]
+        self.unpin([key])
+        return Loaded(geometry.payload_bytes - start)
+
+    def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
+        """See `Tier.write`."""
+        geometry = self._geometries[group_of(key)]
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                if self.readable(key, first_block):
+                    return Present()
+                if entry.state is not State.READY:
+                    return Failed("busy", "the chunk is being written or read")
+                self._evict(key)
+            if self.reserve(key, "device") is None:
+                return Failed("full", "every slot is in use")
+            target = self.view(key)
+        start = first_block * geometry.block_bytes
+        target[start:] = payload[start : geometry.payload_bytes]
+        self.commit(key, first_block)
+        return Stored(geometry.payload_bytes - start)
+
+    def remove(self, key: ChunkKey) -> bool:
+        """See `Tier.remove`; a chunk in use stays."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.state is not State.READY:
+                return False
+            self._evict(key)
+            return True
+
+    def scan(self) -> Iterator[ChunkKey]:
+        """See `Tier.scan`."""
+        with self._lock:
+            return iter([key for key in self._entries if self.held(key)])
+
+    # Inner workings; all under the lock.
+
+    def _policy(self, key: ChunkKey) -> EvictionPolicy:
+        return self._policies[self._geometries[group_of(key)].slot_bytes]
+
+    def _step(self, key: ChunkKey, event: Event) -> Entry:
+        entry = self._entries[key]
+        entry.state = advance(entry.state, event)
+        return entry
+
+    def _offer(self, key: ChunkKey, entry: Entry) -> None:
+        self._clock += 1
+        entry.used = self._clock
+        self._policy(key).offer(key)
+
+    def _forget(self, key: ChunkKey) -> None:
+        entry = self._entries.pop(key)
+        del self._at[entry.offset]
+        self._slots.free(entry.offset)
+
+    def _evict(self, key: ChunkKey) -> None:
+        self._step(key, Event.EVICT)
+        self._policy(key).withdraw(key)
+        self._forget(key)
+        self._evicted.append(key)
+
+    def _make_room(self, size: int) -> bool:
+        """Evict towards a slot of `size` bytes; False when nothing can be evicted.
+
+        Takes the coldest chunk of the same class, unless another class's coldest is colder still and its
+        whole slab can go.
+        """
+        own = next(self._policies[size].victims(), None)
+        coldest = None if own is None else self._entries[own].used
+        for other, policy in self._policies.items():
+            if other == size:
+                continue
+            victim = next(policy.victims(), None)
+            if victim is None or (coldest is not None and self._entries[victim].used >= coldest):
+                continue
+            slab = [self._at[offset] for offset in self._slots.neighbours(self._entries[victim].offset)]
+            if all(self._entries[key].state is State.READY for key in slab):
+                for key in slab:
+                    self._evict(key)
+                return True
+        if own is None:
+            return False
+        self._evict(own)
+        return True

@@ -1,0 +1,183 @@
+"""`KVStrataConnector`: what a user names in `--kv-transfer-config`."""
+
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+)
+
+from kvstrata.chunks.geometry import GroupGeometry, GroupKind
+from kvstrata.chunks.key import make_key
+from kvstrata.errors import ConfigError
+from kvstrata.tiering.planner import GroupKeys, RequestShape
+from kvstrata.tiers.arena import Arena
+from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
+from kvstrata.vllm_plugin.manager import KVStrataManager
+from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
+
+logger = init_logger(__name__)
+
+ATTACH_SECONDS = 120.0
+"""How long the scheduler waits for its workers to attach the arena."""
+
+
+def select_spec(vllm_config: Any) -> None:
+    """Make vLLM's spec factory choose our spec."""
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    extra.setdefault("spec_name", SPEC_NAME)
+    extra.setdefault("spec_module_path", KVStrataSpec.__module__)
+
+
+class KVStrataConnector(OffloadingConnector):
+    """vLLM's offloading connector over kvstrata's tiers.
+
+    Raises:
+        ConfigError: an option or the engine's set-up is wrong; the message names the remedy.
+    """
+
+    def __init__(self, vllm_config: Any, role: Any, *args: Any, **kwargs: Any) -> None:
+        select_spec(vllm_config)
+        if getattr(vllm_config.parallel_config, "nnodes_within_dp", 1) > 1:
+            raise ConfigError(
+                "kvstrata needs all workers of an engine on one machine, since they share its host arena; "
+                "this engine spreads over several nodes"
+            )
+        super().__init__(vllm_config, role, *args, **kwargs)
+        self._shapes: dict[str, RequestShape] = {}
+        self._geometries: tuple[GroupGeometry, ...] = ()
+        if self.connector_scheduler is not None:
+            manager = self.connector_scheduler.manager
+            assert isinstance(manager, KVStrataManager)
+            self._manager = manager
+            self._start(vllm_config)
+
+    def _start(self, vllm_config: Any) -> None:
+        """Lay out the arena from what the workers declared, and start serving."""
+        config = self.scheduler.config
+        options = self._manager.options
+        transfer = vllm_config.kv_transfer_config
+        world_size = vllm_config.parallel_config.world_size
+        arena = Arena.attach(options.shm_dir, transfer.engine_id, options.memory or 0, world_size)
+        declared = arena.declarations(ATTACH_SECONDS)
+        arena.seal()
+        self._geometries = tuple(
+            _geometry(group, config.blocks_per_chunk, [d["block_bytes"][i] for d in declared])
+            for i, group in enumerate(config.kv_group_configs)
+        )
+        groups = self._kv_cache_config.kv_cache_groups
+        namespace = engine_namespace(
+            vllm_config,
+            self._geometries,
+            {g.group_idx: groups[g.group_idx].layer_names for g in config.kv_group_configs},
+            [{"layout": d["layout"]} for d in declared],
+            options.label,
+        )
+        self._manager.start(arena, self._geometries, namespace)
+
+    # Worker half.
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        """See vLLM; notes the memory layout for the namespace before the worker is made."""
+        assert self.connector_worker is not None
+        spec = self.connector_worker.spec
+        assert isinstance(spec, KVStrataSpec)
+        spec.layout = layout_facts(kv_caches, self._kv_cache_config.num_blocks)
+        super().register_kv_caches(kv_caches)
+
+    # Scheduler half.
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """See vLLM; answers None until the request's chunks are in memory or given up."""
+        if request.skip_reading_prefix_cache:
+            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        shape = self._shape(request, num_computed_tokens)
+        if not self._manager.poll_load(request.request_id, shape):
+            return None, False
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(
+        self, request: Any, blocks: Any, num_external_tokens: int
+    ) -> None:
+        """See vLLM; the request's load is used or not needed any more."""
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        shape = self._shapes.pop(request.request_id, None)
+        if shape is not None:
+            self._manager.scheduled(
+                request.request_id, shape.computed, num_external_tokens, shape.tokens
+            )
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        """See vLLM; stores whose blocks and chunks disagree are withheld."""
+        meta = super().build_connector_meta(scheduler_output)
+        for job_id, job in meta.store_jobs.items():
+            self._manager.check_store(
+                job.src_spec.group_sizes,
+                job.src_spec.block_indices,
+                job.dst_spec,
+                self.scheduler._jobs[job_id].keys,
+            )
+        for request_id in scheduler_output.finished_req_ids or ():
+            self._shapes.pop(request_id, None)
+        return meta
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """See vLLM; runs in the API server's process."""
+        select_spec(vllm_config)
+        return super().build_prom_metrics(vllm_config, *args, **kwargs)
+
+    def _shape(self, request: Any, computed: int) -> RequestShape:
+        known = self._shapes.get(request.request_id)
+        if known is not None and (known.computed, known.tokens) == (computed, request.num_tokens):
+            return known
+        hash_tokens = self.scheduler.config.tokens_per_hash
+        params = request.kv_transfer_params or {}
+        cap = params.get("max_load_tokens")
+        shape = RequestShape(
+            groups=[_group_keys(request, geometry, hash_tokens) for geometry in self._geometries],
+            tokens=request.num_tokens,
+            computed=computed,
+            max_load_tokens=cap if type(cap) is int and cap >= 0 else None,
+        )
+        self._shapes[request.request_id] = shape
+        return shape
+
+
+def _group_keys(request: Any, geometry: GroupGeometry, hash_tokens: int) -> GroupKeys:
+    step = geometry.tokens_per_chunk // hash_tokens
+    hashes = request.block_hashes[step - 1 :: step]
+    return GroupKeys(geometry, [make_key(value, geometry.group) for value in hashes])
+
+
+def _geometry(group: Any, blocks_per_chunk: int, rank_block_bytes: list[int]) -> GroupGeometry:
+    """Our view of one of vLLM's offloaded groups."""
+    spec = group.kv_cache_spec
+    kind, window, extra = GroupKind.FULL, 0, 0
+    if isinstance(spec, SlidingWindowSpec):
+        kind, window = GroupKind.WINDOW, spec.sliding_window
+        extra = getattr(spec, "extra_retained_tokens", 0)
+    elif isinstance(spec, ChunkedLocalAttentionSpec):
+        kind, window = GroupKind.LOCAL, spec.attention_chunk_size
+    elif isinstance(spec, MambaSpec):
+        kind = GroupKind.STATE
+    elif not isinstance(spec, FullAttentionSpec):
+        raise ConfigError(
+            f"KV cache group {group.group_idx} is of kind {type(spec).__name__}, which kvstrata does not "
+            f"know; run this model without the kvstrata connector"
+        )
+    return GroupGeometry(
+        group=group.group_idx,
+        kind=kind,
+        tokens_per_block=group.tokens_per_block,
+        blocks_per_chunk=blocks_per_chunk,
+        rank_block_bytes=tuple(rank_block_bytes),
+        window_tokens=window,
+        extra_tokens=extra,
+    )

@@ -1,0 +1,339 @@
+"""The scheduler half: vLLM's offloading manager over our tiered cache."""
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    LookupResult,
+    Medium,
+    OffloadingEvent,
+    OffloadingManager,
+    PrepareStoreOutput,
+    RequestOffloadingContext,
+)
+
+from kvstrata import metrics as m
+from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.key import ChunkKey, group_of
+from kvstrata.chunks.namespace import Namespace
+from kvstrata.clock import Clock, MonotonicClock
+from kvstrata.options import Options, format_size
+from kvstrata.tiering.cache import TieredCache
+from kvstrata.tiering.planner import RequestShape
+from kvstrata.tiering.runner import Runner
+from kvstrata.tiers.arena import Arena
+from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.memory import MemoryTier
+from kvstrata.tiers.metered import MeteredTier
+from kvstrata.tiers.tier import Bad, Tier
+from kvstrata.vllm_plugin.copies import GroupSlots
+from kvstrata.vllm_plugin.stats import to_vllm
+from kvstrata.vllm_plugin.worker import ArenaSlots
+
+logger = logging.getLogger("vllm.kvstrata")
+
+DRAIN_SECONDS = 10.0
+"""How long a graceful stop waits for chunks that are still to be written."""
+MEASURE_SECONDS = 0.25
+"""Gauges are measured at most this often while anything moves."""
+MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
+
+
+def io_threads(options: Options) -> int:
+    """I/O threads: as the options say, else twice the processors, between 4 and 16."""
+    return options.io_threads or max(4, min(16, 2 * (os.cpu_count() or 2)))
+
+
+class KVStrataManager(OffloadingManager):
+    """Answers vLLM's scheduler; all answers come from memory at once.
+
+    Args:
+        options: the engine's.
+        clock: for deadlines.
+    """
+
+    def __init__(self, options: Options, clock: Clock | None = None) -> None:
+        self._options = options
+        self._clock = clock or MonotonicClock()
+        self._counters = m.Metrics()
+        self._geometries: dict[int, GroupGeometry] = {}
+        self._position: dict[int, int] = {}
+        self._cache: TieredCache | None = None
+        self._runner: Runner | None = None
+        self._arena: Arena | None = None
+        self._namespace: Namespace | None = None
+        self._torn: set[ChunkKey] = set()
+        self._first_blocks: dict[ChunkKey, int] = {}
+        self._measured = -MEASURE_SECONDS
+        self._was_busy = True
+        self._generation = 0
+
+    def start(self, arena: Arena, geometries: Sequence[GroupGeometry], namespace: Namespace) -> None:
+        """Begin to serve. Called once, when the engine's groups are known.
+
+        Args:
+            arena: attached by this process.
+            geometries: in vLLM's order of offloaded groups.
+            namespace: of this engine.
+
+        Raises:
+            ConfigError: the arena is too small, or the path cannot be used.
+        """
+        self._geometries = {geometry.group: geometry for geometry in geometries}
+        self._position = {geometry.group: index for index, geometry in enumerate(geometries)}
+        self._arena = arena
+        self._namespace = namespace
+        memory = MemoryTier(arena.data, self._geometries)
+        storage = self._open_storage(namespace)
+        if storage is not None:
+            threads = io_threads(self._options)
+            self._runner = Runner(threads, self._clock, self._options.read_deadline)
+        self._cache = TieredCache(
+            memory,
+            storage,
+            self._geometries,
+            self._runner,
+            self._clock,
+            read_deadline=self._options.read_deadline,
+            store_queue=min(self._options.store_queue, arena.data_bytes // 2),
+            counters=self._counters,
+        )
+        logger.info(
+            "kvstrata: %s of host memory, %s; groups: %s",
+            format_size(arena.data_bytes),
+            f"files in {self._options.path}/{namespace.directory_name}" if storage else "no files",
+            ", ".join(
+                f"{g.group}: {g.kind.value}, {g.tokens_per_chunk} tokens in {g.payload_bytes} bytes"
+                for g in geometries
+            ),
+        )
+
+    @property
+    def options(self) -> Options:
+        """The engine's options."""
+        return self._options
+
+    @property
+    def cache(self) -> TieredCache:
+        """The tiered cache; only after `start`."""
+        assert self._cache is not None
+        return self._cache
+
+    # Loads.
+
+    def poll_load(self, request: str, shape: RequestShape) -> bool:
+        """See `TieredCache.poll_load`."""
+        return self.cache.poll_load(request, shape)
+
+    def lookup(self, key: ChunkKey, req_context: Any) -> LookupResult:
+        """HIT when the chunk is in memory, verified; else MISS. Never pending: see `poll_load`."""
+        return (
+            LookupResult.HIT
+            if self.cache.readable(req_context.req_id, key)
+            else LookupResult.MISS
+        )
+
+    def prepare_load(self, keys: Collection[ChunkKey], req_context: Any) -> LoadStoreSpec:
+        """Pin chunks for the device; `complete_load` ends it."""
+        ordered = list(keys)
+        offsets = self.cache.pin_for_device(req_context.req_id, ordered)
+        return self._slots(zip(ordered, offsets, strict=True))
+
+    def complete_load(self, keys: Collection[ChunkKey], req_context: Any) -> None:
+        """The device has them."""
+        positions = getattr(req_context, "_offload_key_positions", {})
+        self.cache.device_read(sorted(keys, key=lambda key: positions.get(key, 0)))
+
+    def get_load_source(self, key: ChunkKey, req_context: Any) -> Any:
+        """vLLM's name for the tier that a chunk came from for this request."""
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+        in_memory = self.cache.origin(req_context.req_id, key) == "memory"
+        return CacheHitSource.HOST if in_memory else CacheHitSource.DISK
+
+    def scheduled(self, request: str, computed: int, loaded: int, tokens: int) -> None:
+        """The request got its blocks: count where its prompt comes from, and let its load go.
+
+        Args:
+            request: its id.
+            computed: tokens from the device's own cache.
+            loaded: tokens that the accepted load brings.
+            tokens: of the request.
+        """
+        stored = self.cache.stored_tokens(request, computed, loaded) if loaded else 0
+        for tier, count in (
+            ("device", computed),
+            ("memory", loaded - stored),
+            ("filesystem", stored),
+            ("computed", tokens - computed - loaded),
+        ):
+            if count > 0:
+                self._counters.count(m.TOKENS, count, (tier,))
+        self.cache.drop_load(request)
+
+    # Stores.
+
+    def prepare_store(
+        self, keys: Collection[ChunkKey], req_context: Any
+    ) -> PrepareStoreOutput | None:
+        """Reserve places for new chunks. What is known already, or finds no place, is left out."""
+        accepted = self.cache.prepare_store(keys)
+        return PrepareStoreOutput(
+            keys_to_store=[key for key, _ in accepted],  # type: ignore[misc]  # NewType over bytes
+            store_spec=self._slots(accepted),
+            evicted_keys=[],
+        )
+
+    def check_store(self, sizes: Sequence[int], indices: Sequence[int], target: ArenaSlots, keys: Iterable[ChunkKey]) -> None:
+        """Compare what vLLM is about to copy with the chunks it is for; withhold what is torn.
+
+        Under memory pressure vLLM drops reallocated blocks from inside a chunk, so that block counts and
+        chunks no longer agree and positions are ambiguous. Such a group's chunks are not stored. A first
+        chunk may legitimately lack leading blocks that had left a window.
+
+        Args:
+            sizes: device blocks of each group.
+            indices: logical index of each group's first block.
+            target: the arena side; emptied for groups that are withheld.
+            keys: the chunks of the job.
+        """
+        by_group: dict[int, list[ChunkKey]] = {}
+        for key in keys:
+            by_group.setdefault(self._position[group_of(key)], []).append(key)
+        for position, chunk_keys in by_group.items():
+            slots = target.groups[position]
+            skip = indices[position] % slots.blocks_per_chunk
+            if sizes[position] != len(chunk_keys) * slots.blocks_per_chunk - skip:
+                self._torn.update(chunk_keys)
+                target.groups[position] = GroupSlots(
+                    np.empty(0, np.int64), slots.blocks_per_chunk, slots.block_bytes, slots.rank_offsets
+                )
+            elif skip:
+                first = next(key for key in chunk_keys if self.cache.offset(key) == slots.offsets[0])
+                self._first_blocks[first] = skip
+
+    def complete_store(
+        self, keys: Collection[ChunkKey], req_context: Any, success: bool = True
+    ) -> None:
+        """The device's bytes are in their places: readable from now on, and queued for storage."""
+        torn = frozenset(keys if not success else self._torn.intersection(keys))
+        self.cache.complete_store(keys, self._first_blocks, torn)
+        self._torn.difference_update(keys)
+        for key in keys:
+            self._first_blocks.pop(key, None)
+
+    # Housekeeping.
+
+    def touch(self, keys: Collection[ChunkKey], req_context: Any) -> None:
+        """See `TieredCache.touch`."""
+        self.cache.touch(list(keys))
+
+    def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
+        """Every request is offloaded chunk by chunk."""
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: Any) -> None:
+        """The request is gone: so is its load."""
+        self.cache.drop_load(req_context.req_id)
+
+    def on_schedule_end(self, context: Any) -> None:
+        """Once a step."""
+        self.cache.tick()
+
+    def has_pending_work(self) -> bool:
+        """Keep the engine stepping while files are read or written, so that their end is noticed."""
+        return self.cache.busy()
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        """What became readable, or went, in each tier."""
+        for event in self.cache.take_events():
+            yield OffloadingEvent(
+                keys=list(event.keys),  # type: ignore[arg-type]  # NewType over bytes
+                medium=MEDIA[event.tier],
+                removed=event.removed,
+            )
+
+    def reset_cache(self) -> None:
+        """Forget everything: vLLM's weights may have changed.
+
+        Files from before stay for other engines; this one turns to a namespace of its own, since nothing
+        says whether its bytes are still interchangeable.
+        """
+        assert self._namespace is not None
+        self._generation += 1
+        facts = {
+            **self._namespace.facts,
+            "reset": [self._generation, os.getpid(), os.urandom(8).hex()],
+        }
+        namespace = Namespace(self._namespace.model, facts)
+        self.cache.reset(self._open_storage(namespace))
+        self._torn.clear()
+        self._first_blocks.clear()
+
+    def get_stats(self) -> Any:
+        """Counters since the last call, for vLLM's Prometheus endpoint."""
+        busy = self.cache.busy()
+        now = self._clock.now()
+        if now - self._measured >= MEASURE_SECONDS or (self._was_busy and not busy):
+            self._measured = now
+            self.cache.measure()
+        self._was_busy = busy
+        return to_vllm(self._counters.take())
+
+    def shutdown(self) -> None:
+        """Write what is queued, for a limited time, and let go of the arena."""
+        if self._runner is not None and not self._runner.close(DRAIN_SECONDS):
+            logger.warning(
+                "kvstrata: stopped after %g s with chunks that were not written", DRAIN_SECONDS
+            )
+        if self._arena is not None:
+            self._arena.seal()
+
+    def _open_storage(self, namespace: Namespace) -> Tier | None:
+        if self._options.path is None:
+            return None
+        tier = FilesystemTier(
+            Path(self._options.path),
+            namespace,
+            self._geometries,
+            fsync=self._options.fsync,
+            read_only=self._options.read_only,
+        )
+        tier.prepare()
+        if tier.read_only and not self._options.read_only:
+            logger.warning(
+                "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
+                self._options.path,
+            )
+        return MeteredTier(tier, self._clock, self._observe)
+
+    def _observe(self, operation: str, outcome: Any, seconds: float) -> None:
+        """Count one storage operation; called in I/O threads."""
+        nbytes = getattr(outcome, "nbytes", 0)
+        if isinstance(outcome, Bad):
+            self._counters.count(m.BAD_RECORDS, 1, (outcome.reason.value,))
+        if nbytes:
+            self._counters.count(m.BYTES, nbytes, ("filesystem", operation))
+        self._counters.count(m.SECONDS, seconds, ("filesystem", operation))
+
+    def _slots(self, chunks: Iterable[tuple[ChunkKey, int]]) -> ArenaSlots:
+        """The arena side of a transfer: offsets by group, in vLLM's order of groups."""
+        offsets: dict[int, list[int]] = {}
+        for key, offset in chunks:
+            offsets.setdefault(group_of(key), []).append(offset)
+        return ArenaSlots([_group_slots(g, offsets) for g in self._geometries.values()])
+
+
+def _group_slots(geometry: GroupGeometry, offsets: Mapping[int, list[int]]) -> GroupSlots:
+    ranks = range(len(geometry.rank_block_bytes))
+    return GroupSlots(
+        np.array(offsets.get(geometry.group, []), dtype=np.int64),
+        geometry.blocks_per_chunk,
+        geometry.block_bytes,
+        tuple(geometry.rank_offset(rank) for rank in ranks),
+    )
