@@ -62,7 +62,10 @@ CHUNKS = Metric(
     "kvstrata_chunks", Kind.GAUGE, "Chunks in the host arena by state.", ("tier", "state")
 )
 ARENA_BYTES = Metric(
-    "kvstrata_arena_bytes", Kind.GAUGE, "Bytes of the host arena by state of the chunk in them.", ("state",)
+    "kvstrata_arena_bytes",
+    Kind.GAUGE,
+    "Bytes of the host arena by state of the chunk in them.",
+    ("state",),
 )
 QUEUE_DEPTH = Metric(
     "kvstrata_queue_depth", Kind.GAUGE, "I/O jobs waiting or running, by queue.", ("queue",)

@@ -103,7 +103,11 @@ class RecordHeader:
 
 
 def describe(
-    namespace: bytes, key: ChunkKey, geometry: GroupGeometry, payload: memoryview, first_block: int = 0
+    namespace: bytes,
+    key: ChunkKey,
+    geometry: GroupGeometry,
+    payload: memoryview,
+    first_block: int = 0,
 ) -> RecordHeader:
     """Header for a chunk.
 

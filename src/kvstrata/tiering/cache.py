@@ -5,28 +5,22 @@ threads. `tick` delivers what they finished.
 """
 
 import itertools
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
 from kvstrata.clock import Clock
-from kvstrata.tiering.loads import Load, Phase, batches, reserve
-from kvstrata.tiering.planner import LoadPlan, RequestShape, plan_load
+from kvstrata.tiering.promotions import Promotions
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiering.writes import WriteBehind
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
-from kvstrata.tiers.tier import Loaded, ReadOutcome, Tier
-
-logger = logging.getLogger(__name__)
+from kvstrata.tiers.tier import Tier
 
 RESET_STEPS = 3
 """Scheduler steps after a reset in which a device copy may still be under way."""
-MAX_SURVEYS = 4
-"""Surveys for one request; what is still missing then is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +32,12 @@ class TierEvent:
     removed: bool
 
 
-def measure_union(ranges: Iterable[tuple[int, int]]) -> int:
-    """Length of the union of half-open ranges, given in order of their start."""
-    total, reached = 0, 0
-    for low, high in ranges:
-        total += max(high - max(low, reached), 0)
-        reached = max(reached, high)
-    return total
-
-
 class TieredCache:
     """Memory in front of at most one storage tier.
+
+    Attributes:
+        memory: the hub.
+        loads: requests' loads; see `Promotions`.
 
     Args:
         memory: the hub.
@@ -75,88 +64,20 @@ class TieredCache:
     ) -> None:
         assert (storage is None) == (runner is None)
         self.memory = memory
-        self.storage = storage
+        self._storage = storage
         self._geometries = dict(geometries)
         self._runner = runner
-        self._clock = clock
-        self._read_deadline = read_deadline
         self._counters = counters
-        self._loads: dict[str, Load] = {}
-        self._waiters: dict[ChunkKey, list[Load]] = {}
         self._storing: dict[ChunkKey, int] = {}
         self._condemned: dict[ChunkKey, int] = {}
         self._order = itertools.count()
         self._events: list[TierEvent] = []
+        self.loads = Promotions(
+            memory, storage, runner, clock, read_deadline, counters, self._size, self._on_promoted
+        )
         self._writes = WriteBehind(memory, store_queue, counters, self._on_written, self._size)
 
-    # Loads.
-
-    def poll_load(self, request: str, shape: RequestShape) -> bool:
-        """Work towards a request's chunks being in memory.
-
-        Args:
-            request: its id.
-            shape: what it is and what the device holds already.
-
-        Returns:
-            Whether the load is ready: lookups may be asked. False means: ask again next step.
-        """
-        if self._runner is not None:
-            self._runner.poll()
-        load = self._loads.get(request)
-        if load is not None and not load.same_request(shape):
-            self.drop_load(request)
-            load = None
-        if load is None:
-            now = self._clock.now()
-            load = Load(shape, deadline=now + self._read_deadline, started=now)
-            self._loads[request] = load
-            self._begin(load)
-        elif load.phase is not Phase.READY:
-            self._advance(load)
-        return load.phase is Phase.READY
-
-    def readable(self, request: str, key: ChunkKey) -> bool:
-        """Whether a chunk can be loaded for this request now. Only after `poll_load` said ready."""
-        load = self._loads.get(request)
-        first_block = load.first_blocks.get(key, 0) if load is not None else 0
-        return self.memory.readable(key, first_block)
-
-    def boundary(self, request: str) -> int | None:
-        """The boundary of the request's ready load in tokens, or None without one."""
-        load = self._loads.get(request)
-        return load.plan.boundary if load is not None and load.plan is not None else None
-
-    def origin(self, request: str, key: ChunkKey) -> str:
-        """Tier that a ready load's chunk came from for this request: "memory" or the storage tier's name."""
-        load = self._loads.get(request)
-        if load is not None and key in load.promoted and self.storage is not None:
-            return self.storage.name
-        return self.memory.name
-
-    def stored_tokens(self, request: str, computed: int, loaded: int) -> int:
-        """How many of a request's loaded tokens came from storage for it (not from memory).
-
-        Args:
-            request: its id; its load is ready and not dropped yet.
-            computed: tokens before the load.
-            loaded: tokens that the load brings.
-        """
-        load = self._loads.get(request)
-        if load is None or load.plan is None or not load.promoted:
-            return 0
-        covered: set[tuple[int, int]] = set()
-        for part in load.plan.parts:
-            chunk = part.geometry.tokens_per_chunk
-            for index, key in enumerate(part.keys, part.start):
-                if key in load.promoted:
-                    covered.add((index * chunk, (index + 1) * chunk))
-        if all(part.geometry.windowed for part in load.plan.parts):
-            return loaded  # the end of the prefix stands for all of it
-        end = computed + loaded
-        return measure_union(
-            (max(low, computed), min(high, end)) for low, high in sorted(covered)
-        )
+    # Device reads.
 
     def offset(self, key: ChunkKey) -> int:
         """Byte offset of a chunk's slot in the arena."""
@@ -164,7 +85,7 @@ class TieredCache:
         assert entry is not None
         return entry.offset
 
-    def pin_for_device(self, request: str, keys: Sequence[ChunkKey]) -> list[int]:
+    def pin_for_device(self, keys: Sequence[ChunkKey]) -> list[int]:
         """Keep chunks in place while the device reads them; `device_read` ends it.
 
         Returns:
@@ -176,15 +97,6 @@ class TieredCache:
     def device_read(self, keys: Sequence[ChunkKey]) -> None:
         """The device has read these chunks."""
         self.memory.unpin(keys)
-
-    def drop_load(self, request: str) -> None:
-        """The request does not need its load any more: loaded, scheduled without, or gone."""
-        load = self._loads.pop(request, None)
-        if load is None:
-            return
-        self.memory.unpin(load.pinned)
-        load.pinned = []
-        self._stop_waiting(load)
 
     def touch(self, keys: Sequence[ChunkKey]) -> None:
         """These chunks were used, though not loaded (the device holds them)."""
@@ -211,7 +123,10 @@ class TieredCache:
         return accepted
 
     def complete_store(
-        self, keys: Iterable[ChunkKey], first_blocks: Mapping[ChunkKey, int], torn: frozenset[ChunkKey]
+        self,
+        keys: Iterable[ChunkKey],
+        first_blocks: Mapping[ChunkKey, int],
+        torn: frozenset[ChunkKey],
     ) -> None:
         """The device has written these chunks into their places.
 
@@ -225,16 +140,16 @@ class TieredCache:
             del self._storing[key]
             if key in torn:
                 self.memory.abort(key)
-                self._arrived(key, readable=False)
+                self.loads.arrived(key, readable=False)
                 self._counters.count(m.WRITES_DROPPED, 1, ("torn",))
                 continue
             self.memory.commit(key, first_blocks.get(key, 0))
-            self._arrived(key, readable=True)
+            self.loads.arrived(key, readable=True)
             stored.append(key)
         if stored:
             self._emit(self.memory.name, stored, removed=False)
-            if self.storage is not None and self._runner is not None:
-                self._writes.submit(stored, self.storage, self._runner)
+            if self._storage is not None and self._runner is not None:
+                self._writes.submit(stored, self._storage, self._runner)
 
     # Housekeeping.
 
@@ -263,8 +178,7 @@ class TieredCache:
         What is being read, written or copied just now becomes unreadable at once; its places come free
         when nobody can touch them any more.
         """
-        for request in list(self._loads):
-            self.drop_load(request)
+        self.loads.drop_all()
         device = set(self._storing)
         self._storing.clear()
         for key in self.memory.clear():
@@ -276,7 +190,7 @@ class TieredCache:
             self.memory.abandon(key)
             if not from_storage:  # else the end of its read releases it
                 self._condemned[key] = 0
-        self.storage = storage
+        self._storage = self.loads.storage = storage
 
     def measure(self) -> None:
         """Set the gauges."""
@@ -295,6 +209,13 @@ class TieredCache:
     def _emit(self, tier: str, keys: Sequence[ChunkKey], *, removed: bool) -> None:
         self._events.append(TierEvent(tier, tuple(keys), removed))
 
+    def _on_written(self, keys: Sequence[ChunkKey]) -> None:
+        assert self._storage is not None
+        self._emit(self._storage.name, keys, removed=False)
+
+    def _on_promoted(self, keys: Sequence[ChunkKey]) -> None:
+        self._emit(self.memory.name, keys, removed=False)
+
     def _release_condemned(self) -> None:
         """Free places that only a device copy from before a reset could still touch.
 
@@ -305,208 +226,3 @@ class TieredCache:
             if self._condemned[key] > RESET_STEPS and not self._writes.active(key):
                 del self._condemned[key]
                 self.memory.release(key)
-
-    def _on_written(self, keys: Sequence[ChunkKey]) -> None:
-        assert self.storage is not None
-        self._emit(self.storage.name, keys, removed=False)
-
-    def _in_memory(self, load: Load) -> LoadPlan:
-        """What memory alone allows; every chunk that the plan needs is readable."""
-        memory = self.memory
-        short: set[ChunkKey] = set()  # chunks that hold fewer blocks than the plan needs
-
-        def presence(keys: Sequence[ChunkKey]) -> list[bool]:
-            return [memory.held(key) and key not in short for key in keys]
-
-        for _ in range(MAX_SURVEYS):
-            plan = plan_load(load.shape, presence, exact=True)
-            lacking = [key for key, block in plan.needs() if not memory.readable(key, block)]
-            if not lacking:
-                return plan
-            short.update(lacking)
-        return LoadPlan(load.shape.computed, ())
-
-    def _begin(self, load: Load) -> None:
-        best = plan_load(load.shape, lambda keys: [True] * len(keys))
-        here = self._in_memory(load)
-        wanted = best.needs()
-        self._counters.count(m.LOOKUPS, len(wanted), (self.memory.name,))
-        if self.storage is not None:
-            missing = sum(not self.memory.readable(key, block) for key, block in wanted)
-            self._counters.count(m.LOOKUPS, missing, (self.storage.name,))
-        if self.storage is None or here.boundary >= best.boundary:
-            self._settle(load, here)
-        elif self._runner is not None and self._runner.exhausted:
-            self._settle(load, here)
-        else:
-            self._survey(load)
-
-    def _survey(self, load: Load) -> None:
-        assert self._runner is not None and self.storage is not None
-        load.phase = Phase.SURVEYING
-        load.plan = None
-        load.rounds += 1
-        memory, storage, absent = self.memory, self.storage, frozenset(load.absent)
-
-        def presence(keys: Sequence[ChunkKey]) -> list[bool]:
-            found = [memory.entry(key) is not None and key not in absent for key in keys]
-            unknown = [i for i, here in enumerate(found) if not here and keys[i] not in absent]
-            for i, here in zip(unknown, storage.probe([keys[i] for i in unknown]), strict=True):
-                found[i] = here
-            return found
-
-        def done(plan: LoadPlan | None) -> None:
-            if load.phase is Phase.SURVEYING:
-                load.plan = plan or LoadPlan(load.shape.computed, ())
-
-        shape = load.shape
-        job = self._runner.submit(Priority.SURVEY, lambda: plan_load(shape, presence), done)
-        load.jobs = [(job, frozenset())]
-
-    def _advance(self, load: Load) -> None:
-        if self._clock.now() > load.deadline:
-            self._counters.count(m.READ_DEADLINES)
-            logger.warning(
-                "storage did not answer within %g s (option read_deadline); the request is computed",
-                self._read_deadline,
-            )
-            self._give_up(load)
-            return
-        if load.phase is Phase.SURVEYING and load.plan is not None:
-            load.phase = Phase.RESERVING
-        if load.phase is Phase.RESERVING:
-            self._reserve(load)
-        if load.phase is Phase.READING and not load.waiting:
-            self._arrived_all(load)
-
-    def _reserve(self, load: Load) -> None:
-        assert load.plan is not None and self.storage is not None and self._runner is not None
-        here = self._in_memory(load)
-        if here.boundary >= load.plan.boundary:
-            self._settle(load, here)
-            return
-        result = reserve(self.memory, load, self.storage.name)
-        if result.blocked:
-            self._again(load)
-        elif result.no_room:
-            if not self.memory.in_use:
-                self._shorten(load)
-        else:
-            load.phase = Phase.READING
-            for key in load.waiting:
-                self._waiters.setdefault(key, []).append(load)
-            self._submit_reads(load, result.reads)
-
-    def _shorten(self, load: Load) -> None:
-        """The plan does not fit the whole arena: plan again for as much as does."""
-        assert load.plan is not None
-        logger.warning(
-            "a cached prefix of %d tokens does not fit the host arena of %d bytes; raise the option "
-            "'memory' to load all of it",
-            load.plan.boundary,
-            self.memory.arena_bytes,
-        )
-        nbytes = sum(self._size(key) for key, _ in load.plan.needs())
-        tokens = (load.plan.boundary - load.shape.computed) * self.memory.arena_bytes // (2 * nbytes)
-        load.shape = replace(load.shape, max_load_tokens=tokens)
-        self._again(load)
-
-    def _submit_reads(self, load: Load, reads: Sequence[tuple[ChunkKey, int]]) -> None:
-        assert self._runner is not None
-        load.promoted.update(key for key, _ in reads)
-        load.jobs = [
-            (
-                self._runner.submit(Priority.READ, *self._read_job(batch)),
-                frozenset(key for key, _ in batch),
-            )
-            for batch in batches(reads, self._size)
-        ]
-
-    def _read_job(
-        self, batch: list[tuple[ChunkKey, int]]
-    ) -> tuple[Callable[[], list[ReadOutcome]], Callable[[list[ReadOutcome] | None], None]]:
-        storage = self.storage
-        assert storage is not None
-        targets = [(key, self.memory.view(key), first_block) for key, first_block in batch]
-
-        def work() -> list[ReadOutcome]:
-            return [storage.read(key, view, first_block) for key, view, first_block in targets]
-
-        def done(outcomes: list[ReadOutcome] | None) -> None:
-            for index, (key, first_block) in enumerate(batch):
-                self._read_ended(key, first_block, outcomes[index] if outcomes else None)
-
-        return work, done
-
-    def _read_ended(self, key: ChunkKey, first_block: int, outcome: ReadOutcome | None) -> None:
-        entry = self.memory.entry(key)
-        assert entry is not None
-        if entry.state is State.EVICTING:
-            self.memory.release(key)
-            return
-        if isinstance(outcome, Loaded):
-            self.memory.commit(key, first_block)
-            self._arrived(key, readable=True)
-            self._emit(self.memory.name, [key], removed=False)
-        else:
-            self.memory.abort(key)
-            self._arrived(key, readable=False)
-
-    def _arrived(self, key: ChunkKey, *, readable: bool) -> None:
-        """A chunk that was being written is readable now, or gone."""
-        for load in self._waiters.pop(key, ()):
-            load.waiting.discard(key)
-            if readable and self.memory.readable(key, load.first_blocks.get(key, 0)):
-                self.memory.pin([key])
-                load.pinned.append(key)
-            else:
-                load.absent.add(key)
-
-    def _arrived_all(self, load: Load) -> None:
-        assert load.plan is not None
-        if load.absent.isdisjoint(key for key, _ in load.plan.needs()):
-            self._settle(load, load.plan)
-        else:
-            self._again(load)
-
-    def _again(self, load: Load) -> None:
-        self.memory.unpin(load.pinned)
-        load.pinned = []
-        if load.rounds < MAX_SURVEYS:
-            self._survey(load)
-        else:
-            self._settle(load, self._in_memory(load))
-
-    def _give_up(self, load: Load) -> None:
-        """Stop waiting for storage; use what memory has."""
-        self._stop_waiting(load)
-        self.memory.unpin(load.pinned)
-        load.pinned = []
-        self._settle(load, self._in_memory(load))
-
-    def _stop_waiting(self, load: Load) -> None:
-        for key in load.waiting:
-            waiters = self._waiters.get(key, [])
-            if load in waiters:
-                waiters.remove(load)
-            if not waiters:
-                self._waiters.pop(key, None)
-        load.waiting.clear()
-        for job, keys in load.jobs:
-            job.cancelled = keys.isdisjoint(self._waiters)
-        load.jobs = []
-
-    def _settle(self, load: Load, plan: LoadPlan) -> None:
-        """The load is ready with `plan`, whose chunks are all readable."""
-        needs = plan.needs()
-        self.memory.pin([key for key, _ in needs])
-        self.memory.unpin(load.pinned)
-        load.pinned = [key for key, _ in needs]
-        load.first_blocks = {key: block for key, block in needs if block}
-        load.plan = plan
-        load.phase = Phase.READY
-        self._counters.observe(m.LOAD_WAIT, self._clock.now() - load.started)
-        promoted = sum(key in load.promoted for key in load.pinned)
-        self._counters.count(m.HITS, len(needs) - promoted, (self.memory.name,))
-        if self.storage is not None:
-            self._counters.count(m.HITS, promoted, (self.storage.name,))

@@ -17,7 +17,6 @@ from kvstrata.tiering.runner import Job
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
 
-
 JOB_BYTES = 4 << 20
 """Bytes of payload after which a job is full."""
 JOB_CHUNKS = 32
@@ -123,7 +122,7 @@ def reserve(memory: MemoryTier, load: Load, origin: str) -> Reservation:
         return Reservation(blocked=True)
     held = [key for (key, _), kind in zip(needs, kinds, strict=True) if kind is Need.HELD]
     memory.pin(held)
-    reads = []
+    reads: list[tuple[ChunkKey, int]] = []
     for need, kind in zip(needs, kinds, strict=True):
         if kind is not Need.READ:
             continue

@@ -85,7 +85,9 @@ class Runner:
         for _ in range(threads):
             self._start_thread()
 
-    def submit(self, priority: Priority, work: Callable[[], Any], done: Callable[[Any], None]) -> Job:
+    def submit(
+        self, priority: Priority, work: Callable[[], Any], done: Callable[[Any], None]
+    ) -> Job:
         """Queue a job; never blocks."""
         job = Job(priority, work, done)
         with self._wake:

@@ -72,7 +72,9 @@ class WriteBehind:
         """Whether a thread may be reading the chunk's place to write it to storage."""
         return key in self._active
 
-    def _submit_batch(self, batch: list[tuple[ChunkKey, int]], storage: Tier, runner: Runner) -> None:
+    def _submit_batch(
+        self, batch: list[tuple[ChunkKey, int]], storage: Tier, runner: Runner
+    ) -> None:
         sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
 
         def work() -> list[WriteOutcome]:

@@ -202,7 +202,9 @@ class MemoryTier(Tier):
     def census(self) -> dict[State, tuple[int, int]]:
         """For each state (ABSENT aside): chunks and bytes of their slots. Walks all entries."""
         with self._lock:
-            totals = {state: (0, 0) for state in State if state is not State.ABSENT}
+            totals: dict[State, tuple[int, int]] = {
+                s: (0, 0) for s in State if s is not State.ABSENT
+            }
             for key, entry in self._entries.items():
                 chunks, nbytes = totals[entry.state]
                 size = self._geometries[group_of(key)].slot_bytes
@@ -311,7 +313,9 @@ class MemoryTier(Tier):
             victim = next(policy.victims(), None)
             if victim is None or (coldest is not None and self._entries[victim].used >= coldest):
                 continue
-            slab = [self._at[offset] for offset in self._slots.neighbours(self._entries[victim].offset)]
+            slab = [
+                self._at[offset] for offset in self._slots.neighbours(self._entries[victim].offset)
+            ]
             if all(self._entries[key].state is State.READY for key in slab):
                 for key in slab:
                     self._evict(key)

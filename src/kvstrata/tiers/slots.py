@@ -60,7 +60,8 @@ class SlotAllocator:
             slab = self._slabs[index]
             slab.size = size
             slab.free = [
-                slab.start + position * size for position in reversed(range(self.slab_bytes // size))
+                slab.start + position * size
+                for position in reversed(range(self.slab_bytes // size))
             ]
             usable[index] = None
         else:

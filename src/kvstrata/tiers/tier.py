@@ -106,5 +106,5 @@ class Tier(ABC):
     def scan(self) -> Iterator[ChunkKey]:
         """Every chunk held, in no order; may miss or repeat chunks that change meanwhile."""
 
-    def close(self) -> None:  # noqa: B027 (most tiers hold nothing)
+    def close(self) -> None:
         """Release what the tier holds. Chunks on persistent tiers stay."""

@@ -102,9 +102,7 @@ class KVStrataConnector(OffloadingConnector):
             return None, False
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """See vLLM; the request's load is used or not needed any more."""
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         shape = self._shapes.pop(request.request_id, None)

@@ -1,6 +1,7 @@
 """Device ↔ arena copies where the device is host memory (vLLM's CPU build)."""
 
 import ctypes
+import itertools
 import os
 import queue
 import threading
@@ -8,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -67,7 +69,7 @@ class HostCopier:
         bounds = np.linspace(0, count, min(self._parts, max(count, 1)) + 1, dtype=int)
         transfer = _Transfer(job, len(bounds) - 1, joined.total_bytes)
         self._open[job] = transfer
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in itertools.pairwise(bounds.tolist()):
             rows = list(
                 zip(
                     target[low:high].tolist(),
@@ -76,7 +78,7 @@ class HostCopier:
                     strict=True,
                 )
             )
-            self._put(0 if to_device else 1, lambda rows=rows: self._copy(transfer, rows))
+            self._put(0 if to_device else 1, partial(self._copy, transfer, rows))
 
     def finished(self) -> list[Finished]:
         """Transfers that have ended since the last call."""

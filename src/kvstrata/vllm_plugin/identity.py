@@ -8,7 +8,9 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.vllm_plugin.weights import model_directory, weights_fingerprint
 
-NOT_BYTES = frozenset({"_name_or_path", "transformers_version", "architectures", "id2label", "label2id"})
+NOT_BYTES = frozenset(
+    {"_name_or_path", "transformers_version", "architectures", "id2label", "label2id"}
+)
 """Keys of the Hugging Face config that do not change the bytes of the KV cache."""
 
 

@@ -73,7 +73,9 @@ class KVStrataManager(OffloadingManager):
         self._was_busy = True
         self._generation = 0
 
-    def start(self, arena: Arena, geometries: Sequence[GroupGeometry], namespace: Namespace) -> None:
+    def start(
+        self, arena: Arena, geometries: Sequence[GroupGeometry], namespace: Namespace
+    ) -> None:
         """Begin to serve. Called once, when the engine's groups are known.
 
         Args:
@@ -127,21 +129,21 @@ class KVStrataManager(OffloadingManager):
     # Loads.
 
     def poll_load(self, request: str, shape: RequestShape) -> bool:
-        """See `TieredCache.poll_load`."""
-        return self.cache.poll_load(request, shape)
+        """See `Promotions.poll`."""
+        return self.cache.loads.poll(request, shape)
 
     def lookup(self, key: ChunkKey, req_context: Any) -> LookupResult:
         """HIT when the chunk is in memory, verified; else MISS. Never pending: see `poll_load`."""
         return (
             LookupResult.HIT
-            if self.cache.readable(req_context.req_id, key)
+            if self.cache.loads.readable(req_context.req_id, key)
             else LookupResult.MISS
         )
 
     def prepare_load(self, keys: Collection[ChunkKey], req_context: Any) -> LoadStoreSpec:
         """Pin chunks for the device; `complete_load` ends it."""
         ordered = list(keys)
-        offsets = self.cache.pin_for_device(req_context.req_id, ordered)
+        offsets = self.cache.pin_for_device(ordered)
         return self._slots(zip(ordered, offsets, strict=True))
 
     def complete_load(self, keys: Collection[ChunkKey], req_context: Any) -> None:
@@ -153,7 +155,7 @@ class KVStrataManager(OffloadingManager):
         """vLLM's name for the tier that a chunk came from for this request."""
         from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-        in_memory = self.cache.origin(req_context.req_id, key) == "memory"
+        in_memory = self.cache.loads.origin(req_context.req_id, key) == "memory"
         return CacheHitSource.HOST if in_memory else CacheHitSource.DISK
 
     def scheduled(self, request: str, computed: int, loaded: int, tokens: int) -> None:
@@ -165,7 +167,7 @@ class KVStrataManager(OffloadingManager):
             loaded: tokens that the accepted load brings.
             tokens: of the request.
         """
-        stored = self.cache.stored_tokens(request, computed, loaded) if loaded else 0
+        stored = self.cache.loads.stored_tokens(request, computed, loaded) if loaded else 0
         for tier, count in (
             ("device", computed),
             ("memory", loaded - stored),
@@ -174,7 +176,7 @@ class KVStrataManager(OffloadingManager):
         ):
             if count > 0:
                 self._counters.count(m.TOKENS, count, (tier,))
-        self.cache.drop_load(request)
+        self.cache.loads.drop(request)
 
     # Stores.
 
@@ -184,12 +186,18 @@ class KVStrataManager(OffloadingManager):
         """Reserve places for new chunks. What is known already, or finds no place, is left out."""
         accepted = self.cache.prepare_store(keys)
         return PrepareStoreOutput(
-            keys_to_store=[key for key, _ in accepted],  # type: ignore[misc]  # NewType over bytes
+            keys_to_store=[key for key, _ in accepted],
             store_spec=self._slots(accepted),
             evicted_keys=[],
         )
 
-    def check_store(self, sizes: Sequence[int], indices: Sequence[int], target: ArenaSlots, keys: Iterable[ChunkKey]) -> None:
+    def check_store(
+        self,
+        sizes: Sequence[int],
+        indices: Sequence[int],
+        target: ArenaSlots,
+        keys: Iterable[ChunkKey],
+    ) -> None:
         """Compare what vLLM is about to copy with the chunks it is for; withhold what is torn.
 
         Under memory pressure vLLM drops reallocated blocks from inside a chunk, so that block counts and
@@ -211,10 +219,15 @@ class KVStrataManager(OffloadingManager):
             if sizes[position] != len(chunk_keys) * slots.blocks_per_chunk - skip:
                 self._torn.update(chunk_keys)
                 target.groups[position] = GroupSlots(
-                    np.empty(0, np.int64), slots.blocks_per_chunk, slots.block_bytes, slots.rank_offsets
+                    np.empty(0, np.int64),
+                    slots.blocks_per_chunk,
+                    slots.block_bytes,
+                    slots.rank_offsets,
                 )
             elif skip:
-                first = next(key for key in chunk_keys if self.cache.offset(key) == slots.offsets[0])
+                first = next(
+                    key for key in chunk_keys if self.cache.offset(key) == slots.offsets[0]
+                )
                 self._first_blocks[first] = skip
 
     def complete_store(
@@ -239,7 +252,7 @@ class KVStrataManager(OffloadingManager):
 
     def on_request_finished(self, req_context: Any) -> None:
         """The request is gone: so is its load."""
-        self.cache.drop_load(req_context.req_id)
+        self.cache.loads.drop(req_context.req_id)
 
     def on_schedule_end(self, context: Any) -> None:
         """Once a step."""
@@ -253,7 +266,7 @@ class KVStrataManager(OffloadingManager):
         """What became readable, or went, in each tier."""
         for event in self.cache.take_events():
             yield OffloadingEvent(
-                keys=list(event.keys),  # type: ignore[arg-type]  # NewType over bytes
+                keys=list(event.keys),
                 medium=MEDIA[event.tier],
                 removed=event.removed,
             )

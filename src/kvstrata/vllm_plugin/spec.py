@@ -48,7 +48,9 @@ class KVStrataSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         """This worker's half: attach the arena and say what a block holds here."""
         parallel = self.config.parallel
-        device_bytes = sum(cache.tensor.untyped_storage().nbytes() for cache in kv_caches.tensors[:1])
+        device_bytes = sum(
+            cache.tensor.untyped_storage().nbytes() for cache in kv_caches.tensors[:1]
+        )
         arena = Arena.attach(
             self.options.shm_dir,
             self.config.engine_id,

@@ -72,7 +72,9 @@ class ArenaWorker(OffloadingWorker):
         self._rank = rank
         self._copier = _make_copier(kv_caches.tensors[0].tensor.device, arena)
 
-    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
+    def submit_store(
+        self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
+    ) -> bool:
         """Device → arena; asynchronous."""
         return self._submit(job_id, src_spec, dst_spec, to_device=False)
 
