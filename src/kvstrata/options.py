@@ -1,0 +1,350 @@
+"""The options of one engine, parsed once from vLLM's `kv_connector_extra_config`.
+
+Everything that reads an option takes an `Options`; nothing else looks into the mapping. The table
+that the documents and `kvstrata options` show is made from the fields below, so it cannot fall
+behind them.
+"""
+
+import difflib
+import json
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from kvstrata.errors import ConfigError
+
+ENGINE_KEYS: Mapping[str, str] = {
+    "spec_name": "name of the offloading spec; the connector sets it",
+    "spec_module_path": "module of the offloading spec; the connector sets it",
+    "blocks_per_chunk": "blocks of one group that are stored together, as one file",
+    "block_size": "tokens of a chunk, instead of blocks_per_chunk",
+    "offload_prompt_only": "store the blocks of prompts, not those of answers",
+    "self_describing_kv_events": "put token ids and block sizes into KV events of stored chunks",
+}
+"""Keys of the same mapping that vLLM itself reads, with what they do there; we ignore them."""
+
+_ELSEWHERE: Mapping[str, str] = {
+    "cpu_bytes_to_use": "memory",
+    "num_cpu_blocks": "memory",
+    "secondary_tiers": "path",
+    "shared_storage_path": "path",
+    "root_dir": "path",
+}
+"""What other connectors call our options; spelling alone does not lead from one to the other."""
+
+_DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {"": 1, **_DECIMAL, **_BINARY}
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) ?((?:[kmgt]i?)?b|[kmgt]i?)?", re.IGNORECASE)
+_SIZE_ALLOWED = 'a size such as "8GiB", "512MiB" or "1.5 GB", or a number of bytes'
+_MAX_SIZE = 2**63 - 1
+_MAX_LABEL = 200
+_MAX_THREADS = 256
+_MAX_DEADLINE = 24 * 3600.0
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 100
+
+
+def parse_size(value: object) -> int:
+    """Bytes that `value` stands for.
+
+    Args:
+        value: a whole number of bytes, or text: digits, optionally with a decimal point, then
+            optionally one space and a unit. KiB, MiB, GiB and TiB are powers of 1024; kB, MB, GB
+            and TB are powers of 1000; B, or no unit, is bytes. Case does not matter. A fraction of
+            a byte is cut off. A letter alone ("64k") is refused: tools disagree on its meaning.
+
+    Raises:
+        ConfigError: anything else, or more than 2**63 - 1 bytes.
+    """
+    try:
+        return _size(value)
+    except ValueError as error:
+        raise ConfigError(_wrong("a size", _SIZE_ALLOWED, value, error)) from None
+
+
+def format_size(size: int) -> str:
+    """`size` bytes for people, as in "256 MiB": four significant digits; `parse_size` reads it."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(size) >= factor:
+            value = size / factor
+            return f"{value:.4g} {unit}"
+    return f"{size} B"
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError
+        number, unit = match[1], (match[2] or "").lower()
+        if unit and not unit.endswith("b"):
+            letter = unit[0].upper()
+            raise ValueError(f'say "{number}{letter}iB" (1024s) or "{number}{letter}B" (1000s)')
+        size = int(Fraction(number) * _UNITS[unit.removesuffix("b")])
+    else:
+        size = _whole(value)
+    if not 0 <= size <= _MAX_SIZE:
+        raise ValueError
+    return size
+
+
+def _positive_size(value: object) -> int:
+    size = _size(value)
+    if size == 0:
+        raise ValueError
+    return size
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():  # JSON writes 1e9 for a whole number too
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError
+    return value
+
+
+def _threads(value: object) -> int:
+    count = _whole(value)
+    if not 0 <= count <= _MAX_THREADS:
+        raise ValueError
+    return count
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    if not 0 < value <= _MAX_DEADLINE:  # not a number and infinity fail this too
+        raise ValueError
+    return float(value)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise ValueError
+
+
+def _directory(value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError
+    text = os.fspath(value)
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError
+    path = os.path.expanduser(text)
+    if not os.path.isabs(path):
+        # The engine's processes need not share a working directory with whoever wrote the option.
+        raise ValueError("a relative path means another directory in each process" if path else "")
+    return path
+
+
+def _label(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_LABEL:
+        raise ValueError
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair") from None
+    return value
+
+
+def _eviction(value: object) -> str:
+    if value != "lru":
+        raise ValueError
+    return "lru"
+
+
+def _wrong(what: str, allowed: str, value: object, hint: ValueError) -> str:
+    tail = f" ({hint})" if str(hint) else ""
+    return f"{what} must be {allowed}; got {_shown.repr(value)}{tail}"
+
+
+def _option(
+    default: Any,
+    parse: Callable[[object], Any],
+    allowed: str,
+    doc: str,
+    *,
+    unit: str = "",
+    unset: str = "",
+) -> Any:
+    """A field of `Options`. `unset` describes what happens where the default is None."""
+    return field(
+        default=default,
+        metadata={"parse": parse, "allowed": allowed, "doc": doc, "unit": unit, "unset": unset},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an operator can set. Make one with `parse`; the constructor checks nothing.
+
+    Attributes:
+        path: absolute directory of the filesystem tier; None for a cache in memory alone.
+        memory: bytes of the host arena; None where the engine chooses at its start.
+        io_threads: threads; 0 follows the machine.
+        read_deadline: seconds.
+        store_queue: bytes.
+        fsync: whether a write is on the medium before it counts.
+        read_only: whether the filesystem tier only reads.
+        touch: whether a read renews a file's time.
+        label: text that enters the namespace.
+        shm_dir: absolute directory of a memory filesystem.
+        eviction: name of the memory tier's policy.
+
+    Each field's metadata holds `doc`, `allowed`, `unit` and `unset` (text), and `parse`.
+    """
+
+    path: str | None = _option(
+        None,
+        _directory,
+        'an absolute directory, "~" allowed',
+        "Directory of the filesystem tier, local or shared; made if it is absent.",
+        unset="not set: memory only",
+    )
+    memory: int | None = _option(
+        None,
+        _positive_size,
+        _SIZE_ALLOWED + ", greater than 0",
+        "Host memory of the arena: the memory tier, and where storage traffic passes through.",
+        unit="bytes",
+        unset="chosen at start, and logged",
+    )
+    io_threads: int = _option(
+        0,
+        _threads,
+        f"a whole number from 0 to {_MAX_THREADS}",
+        "Threads that read and write files; 0 follows the number of processors.",
+        unit="threads",
+    )
+    read_deadline: float = _option(
+        10.0,
+        _seconds,
+        f"a number of seconds greater than 0, at most {_MAX_DEADLINE:.0f}",
+        "A read from storage that takes longer counts as a miss, and the tokens are computed.",
+        unit="s",
+    )
+    store_queue: int = _option(
+        256 << 20,
+        _positive_size,
+        _SIZE_ALLOWED + ", greater than 0",
+        "Bytes that may wait to be written to storage; further writes are dropped and counted.",
+        unit="bytes",
+    )
+    fsync: bool = _option(
+        False,
+        _flag,
+        "true or false",
+        "Force each file to the medium before it counts as stored; slower, survives a power cut.",
+    )
+    read_only: bool = _option(
+        False,
+        _flag,
+        "true or false",
+        "Read files, never write, remove or touch one.",
+    )
+    touch: bool = _option(
+        True,
+        _flag,
+        "true or false",
+        "Renew a file's time when it is read, so that age says how long it has been unused.",
+    )
+    label: str = _option(
+        "",
+        _label,
+        f"text of at most {_MAX_LABEL} characters",
+        "Enters the namespace: engines with different labels never share a file.",
+    )
+    shm_dir: str = _option(
+        "/dev/shm",
+        _directory,
+        'an absolute directory, "~" allowed',
+        "Memory filesystem that holds the arena.",
+    )
+    eviction: str = _option(
+        "lru",
+        _eviction,
+        '"lru"',
+        "Which chunks leave a full memory tier: those unused for longest.",
+    )
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> "Options":
+        """Options from the mapping that vLLM was given. A null counts as not given.
+
+        Raises:
+            ConfigError: an unknown key (the nearest known one is named), a wrong value (what is
+                allowed and what was given are named), or neither `path` nor `memory`.
+        """
+        if "canonical_layout" in config:
+            raise ConfigError(
+                "kv_connector_extra_config: 'canonical_layout' is not supported by kvstrata; "
+                "remove it"
+            )
+        known = {option.name: option for option in fields(cls)}
+        unknown = [key for key in config if key not in known and key not in ENGINE_KEYS]
+        if unknown:
+            raise ConfigError(_unknown(unknown[0], [*known, *ENGINE_KEYS]))
+        values = {
+            name: _parse_one(option, config[name])
+            for name, option in known.items()
+            if config.get(name) is not None
+        }
+        if "path" not in values and "memory" not in values:
+            raise ConfigError(
+                "kv_connector_extra_config: nowhere to keep anything: give 'path' (a directory, "
+                'such as "/mnt/kv") or \'memory\' (a size, such as "8GiB"), or both'
+            )
+        return cls(**values)
+
+
+def _parse_one(option: "Field[Any]", value: object) -> Any:
+    try:
+        return option.metadata["parse"](value)
+    except ValueError as error:
+        raise ConfigError(
+            _wrong(f"option '{option.name}'", option.metadata["allowed"], value, error)
+        ) from None
+
+
+def _unknown(key: object, known: list[str]) -> str:
+    text = str(key)
+    near = [_ELSEWHERE[text]] if text in _ELSEWHERE else []
+    near = near or difflib.get_close_matches(text.lower(), known, n=1, cutoff=0.5)
+    remedy = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    return f"kv_connector_extra_config: unknown option {_shown.repr(key)}; {remedy}"
+
+
+class OptionRow(NamedTuple):
+    """One line of the option table; all text."""
+
+    name: str
+    default: str
+    allowed: str
+    doc: str
+
+
+def option_table() -> list[OptionRow]:
+    """Every option, in the order of `Options`."""
+    return [
+        OptionRow(option.name, _default(option), option.metadata["allowed"], option.metadata["doc"])
+        for option in fields(Options)
+    ]
+
+
+def _default(option: "Field[Any]") -> str:
+    default: Any = option.default
+    if default is None:
+        return str(option.metadata["unset"])
+    if option.metadata["unit"] == "bytes":
+        return f'"{format_size(default).replace(" ", "")}"'
+    if isinstance(default, float):
+        return f"{default:g}"
+    return json.dumps(default)
