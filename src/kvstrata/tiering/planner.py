@@ -125,11 +125,14 @@ def plan_load(shape: RequestShape, presence: Presence, *, exact: bool = False) -
         if limit - shape.computed < group.geometry.tokens_per_chunk:
             return nothing
     windowed.sort(key=lambda group: group.geometry.window_chunks(0), reverse=True)
-    before = -1
+    before = None
     while limit != before:
         before = limit
         for group in windowed:
-            limit = _window_limit(shape, group, _shrink_to_chunks(shape, group, limit), presence)
+            limit = _shrink_to_chunks(shape, group, limit)
+            if limit - shape.computed < group.geometry.tokens_per_chunk:
+                return nothing
+            limit = _window_limit(shape, group, limit, presence)
             if limit - shape.computed < group.geometry.tokens_per_chunk:
                 return nothing
     return LoadPlan(limit, tuple(_part(shape, group, limit) for group in shape.groups))

@@ -4,18 +4,12 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import (
-    ChunkedLocalAttentionSpec,
-    FullAttentionSpec,
-    MambaSpec,
-    SlidingWindowSpec,
-)
 
-from kvstrata.chunks.geometry import GroupGeometry, GroupKind
-from kvstrata.chunks.key import make_key
+from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.errors import ConfigError
-from kvstrata.tiering.planner import GroupKeys, RequestShape
+from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiers.arena import Arena
+from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
 from kvstrata.vllm_plugin.manager import KVStrataManager
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
@@ -66,7 +60,7 @@ class KVStrataConnector(OffloadingConnector):
         declared = arena.declarations(ATTACH_SECONDS)
         arena.seal()
         self._geometries = tuple(
-            _geometry(group, config.blocks_per_chunk, [d["block_bytes"][i] for d in declared])
+            group_geometry(group, config.blocks_per_chunk, [d["block_bytes"][i] for d in declared])
             for i, group in enumerate(config.kv_group_configs)
         )
         groups = self._kv_cache_config.kv_cache_groups
@@ -139,43 +133,10 @@ class KVStrataConnector(OffloadingConnector):
         params = request.kv_transfer_params or {}
         cap = params.get("max_load_tokens")
         shape = RequestShape(
-            groups=[_group_keys(request, geometry, hash_tokens) for geometry in self._geometries],
+            groups=[group_keys(request, geometry, hash_tokens) for geometry in self._geometries],
             tokens=request.num_tokens,
             computed=computed,
             max_load_tokens=cap if type(cap) is int and cap >= 0 else None,
         )
         self._shapes[request.request_id] = shape
         return shape
-
-
-def _group_keys(request: Any, geometry: GroupGeometry, hash_tokens: int) -> GroupKeys:
-    step = geometry.tokens_per_chunk // hash_tokens
-    hashes = request.block_hashes[step - 1 :: step]
-    return GroupKeys(geometry, [make_key(value, geometry.group) for value in hashes])
-
-
-def _geometry(group: Any, blocks_per_chunk: int, rank_block_bytes: list[int]) -> GroupGeometry:
-    """Our view of one of vLLM's offloaded groups."""
-    spec = group.kv_cache_spec
-    kind, window, extra = GroupKind.FULL, 0, 0
-    if isinstance(spec, SlidingWindowSpec):
-        kind, window = GroupKind.WINDOW, spec.sliding_window
-        extra = getattr(spec, "extra_retained_tokens", 0)
-    elif isinstance(spec, ChunkedLocalAttentionSpec):
-        kind, window = GroupKind.LOCAL, spec.attention_chunk_size
-    elif isinstance(spec, MambaSpec):
-        kind = GroupKind.STATE
-    elif not isinstance(spec, FullAttentionSpec):
-        raise ConfigError(
-            f"KV cache group {group.group_idx} is of kind {type(spec).__name__}, which kvstrata does not "
-            f"know; run this model without the kvstrata connector"
-        )
-    return GroupGeometry(
-        group=group.group_idx,
-        kind=kind,
-        tokens_per_block=group.tokens_per_block,
-        blocks_per_chunk=blocks_per_chunk,
-        rank_block_bytes=tuple(rank_block_bytes),
-        window_tokens=window,
-        extra_tokens=extra,
-    )
