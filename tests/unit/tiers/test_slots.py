@@ -1,0 +1,45 @@
+"""Slots never overlap, fit their slab, and come back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstrata.errors import ArenaError
+from kvstrata.tiers.slots import SlotAllocator
+
+PAGE = 4096
+
+
+@given(
+    st.lists(st.integers(1, 6).map(lambda n: n * PAGE), min_size=1, max_size=3, unique=True),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=200),
+)
+def test_slots_are_disjoint_and_reusable(sizes, steps) -> None:
+    arena = 64 * PAGE
+    allocator = SlotAllocator(arena, sizes)
+    taken: dict[int, int] = {}
+    for take, number in steps:
+        if take:
+            size = sizes[number % len(sizes)]
+            offset = allocator.allocate(size)
+            if offset is None:
+                continue
+            assert offset % PAGE == 0 and 0 <= offset and offset + size <= arena
+            assert all(offset >= o + s or o >= offset + size for o, s in taken.items())
+            taken[offset] = size
+        elif taken:
+            offset = sorted(taken)[number % len(taken)]
+            allocator.free(offset)
+            del taken[offset]
+    for offset in taken:
+        allocator.free(offset)
+    for size in sizes:  # nothing leaked: the whole arena can serve any one class again
+        got = [allocator.allocate(size) for _ in range(allocator.capacity(size))]
+        assert None not in got and allocator.allocate(size) is None
+        for offset in got:
+            allocator.free(offset)
+
+
+def test_an_arena_that_is_too_small_says_what_it_needs() -> None:
+    with pytest.raises(ArenaError, match="at least that much"):
+        SlotAllocator(3 * PAGE, [PAGE, 2 * PAGE])
