@@ -8,9 +8,13 @@ bytes would then go unnoticed. So here
 - each projection preserves variance, and each sublayer adds about as much to the residual stream as
   the embedding did: what attention read is most of what the output sees;
 - queries and keys are scaled up (`Recipe.query_key_gain`), so that each position attends to a few
-  tokens of its own choice, near or far;
-- the output projection is not tied to the embedding, and only printable ASCII bytes can be
-  generated: no run ends early, and no token is half a character that a server would hold back.
+  tokens of its own choice, near or far, and still does so in a prompt of 32K tokens;
+- few full-attention layers among many windowed ones write louder, so that tokens beyond the window
+  count;
+- the output projection is not tied to the embedding, it even speaks against the last token, so that
+  greedy answers wander instead of repeating themselves;
+- only printable ASCII bytes can be generated: no run ends early, and no token is half a character
+  that a server would hold back.
 """
 
 import hashlib
@@ -56,6 +60,9 @@ CHAT_TEMPLATE = (
 
 OUTPUT_GAIN = 3.0
 """Standard deviation of the logits: the best of 95 stands out well above float32 noise."""
+
+SELF_PENALTY = 30.0
+"""Divided by sqrt(hidden): how much of a token's own embedding its output row has against it."""
 
 GATED_GAIN = 1.7
 """Restores the variance that silu(gate) * up (and its gelu twin) takes away."""
@@ -166,7 +173,14 @@ def _weights(recipe: "Recipe", config: Any) -> dict[str, torch.Tensor]:
     # On the meta device a model is only its names and shapes.
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(config).state_dict()
-    return {name: _draw(recipe, name, shape.shape) for name, shape in shapes.items()}
+    weights = {name: _draw(recipe, name, shape.shape) for name, shape in shapes.items()}
+    # Each token speaks against itself, or many a random network settles on one token for ever.
+    embedding = torch.nn.functional.normalize(weights["model.embed_tokens.weight"], dim=1)
+    repetition = embedding * (SELF_PENALTY / recipe.hidden**0.5)
+    weights["lm_head.weight"][PRINTABLE.start : PRINTABLE.stop] -= repetition[
+        PRINTABLE.start : PRINTABLE.stop
+    ]
+    return weights
 
 
 def _draw(recipe: "Recipe", name: str, shape: torch.Size) -> torch.Tensor:
@@ -184,6 +198,10 @@ def _draw(recipe: "Recipe", name: str, shape: torch.Size) -> torch.Tensor:
     if part in ("q_norm", "k_norm"):
         # Gemma's norm multiplies by 1 + weight.
         return torch.full(shape, recipe.query_key_gain**0.5 - 1.0)
+    if part == "post_attention_layernorm" and recipe.family == "gemma3":
+        layer_type = recipe.layer_types[int(name.split("layers.")[1].split(".")[0])]
+        gain = recipe.full_every**0.5 if layer_type == "full_attention" else 1.0
+        return torch.full(shape, gain - 1.0)
     if part.endswith("norm"):
         return torch.zeros(shape) if recipe.family == "gemma3" else torch.ones(shape)
     if name.endswith("bias") or part == "sinks":
@@ -193,7 +211,8 @@ def _draw(recipe: "Recipe", name: str, shape: torch.Size) -> torch.Tensor:
     if part == "lm_head":
         printable = torch.zeros(shape)
         printable[PRINTABLE.start : PRINTABLE.stop] = 1.0
-        return scaled * printable * OUTPUT_GAIN
+        # Rows of one length, or the few longest would win most of the time.
+        return torch.nn.functional.normalize(unit, dim=1) * printable * OUTPUT_GAIN
     if part == "o_proj":
         return scaled * MEAN_GAIN
     return scaled * GATED_GAIN if part == "down_proj" else scaled

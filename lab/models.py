@@ -57,7 +57,7 @@ class Recipe:
     full_every: int = 1
     window: int = 0
     max_position: int = 40960
-    query_key_gain: float = 2.0
+    query_key_gain: float = 3.0
     experts: int = 0
     experts_per_token: int = 0
     seed: int = 1

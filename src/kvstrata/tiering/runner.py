@@ -79,6 +79,7 @@ class Runner:
         self._running: Counter[Priority] = Counter()
         self._finished: deque[tuple[Job, Any]] = deque()
         self._wake = threading.Condition()
+        self._progress = threading.Event()
         self._closed = False
         self.exhausted = False
         self._threads: list[_Thread] = []
@@ -99,11 +100,16 @@ class Runner:
     def poll(self) -> int:
         """Deliver what has finished: calls each job's `done`. Returns how many."""
         count = 0
+        self._progress.clear()
         while self._finished:
             job, result = self._finished.popleft()
             job.done(result)
             count += 1
         return count
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until something has finished that `poll` has not delivered, or `timeout` seconds."""
+        self._progress.wait(timeout)
 
     def depth(self, priority: Priority) -> int:
         """Jobs of this priority that are queued or running."""
@@ -169,6 +175,7 @@ class Runner:
             if not job.cancelled:
                 return job
             self._finished.append((job, None))
+            self._progress.set()
             self._wake.notify_all()
         return None
 
@@ -194,6 +201,7 @@ class Runner:
                 state.since = None
                 self._running[job.priority] -= 1
                 self._finished.append((job, result))
+                self._progress.set()
                 self._wake.notify_all() if self._closed else self._wake.notify()
                 if state.replaced:
                     self._threads.remove(state)

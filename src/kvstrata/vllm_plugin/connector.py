@@ -43,6 +43,7 @@ class KVStrataConnector(OffloadingConnector):
             )
         super().__init__(vllm_config, role, *args, **kwargs)
         self._shapes: dict[str, RequestShape] = {}
+        self._idle = False
         self._geometries: tuple[GroupGeometry, ...] = ()
         if self.connector_scheduler is not None:
             manager = self.connector_scheduler.manager
@@ -93,6 +94,9 @@ class KVStrataConnector(OffloadingConnector):
             return super().get_num_new_matched_tokens(request, num_computed_tokens)
         shape = self._shape(request, num_computed_tokens)
         if not self._manager.poll_load(request.request_id, shape):
+            if self._idle:
+                self._idle = False  # once a step
+                self._manager.wait()
             return None, False
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
@@ -115,6 +119,7 @@ class KVStrataConnector(OffloadingConnector):
                 job.dst_spec,
                 self.scheduler._jobs[job_id].keys,
             )
+        self._idle = scheduler_output.total_num_scheduled_tokens == 0
         for request_id in scheduler_output.finished_req_ids or ():
             self._shapes.pop(request_id, None)
         return meta

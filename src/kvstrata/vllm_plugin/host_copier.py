@@ -15,6 +15,8 @@ import numpy as np
 
 from kvstrata.vllm_plugin.copies import Copies, coalesce
 
+LOAD_WAIT_SECONDS = 0.0005
+
 _memmove = ctypes.memmove  # a foreign call: releases the GIL while it copies
 
 
@@ -51,6 +53,7 @@ class HostCopier:
         self._sequence = 0
         self._lock = threading.Lock()
         self._open: dict[int, _Transfer] = {}
+        self._loads: dict[int, _Transfer] = {}
         self._finished: deque[Finished] = deque()
         self._threads = [
             threading.Thread(target=self._run, name="kvstrata-copy", daemon=True)
@@ -69,6 +72,8 @@ class HostCopier:
         bounds = np.linspace(0, count, min(self._parts, max(count, 1)) + 1, dtype=int)
         transfer = _Transfer(job, len(bounds) - 1, joined.total_bytes)
         self._open[job] = transfer
+        if to_device:
+            self._loads[job] = transfer
         for low, high in itertools.pairwise(bounds.tolist()):
             rows = list(
                 zip(
@@ -81,7 +86,13 @@ class HostCopier:
             self._put(0 if to_device else 1, partial(self._copy, transfer, rows))
 
     def finished(self) -> list[Finished]:
-        """Transfers that have ended since the last call."""
+        """Transfers that have ended since the last call.
+
+        With a load under way it waits for a moment: a request stands still for it, and an engine that
+        spins would keep the interpreter from the copying threads.
+        """
+        for transfer in list(self._loads.values())[:1]:
+            transfer.done.wait(LOAD_WAIT_SECONDS)
         ended = []
         while self._finished:
             ended.append(self._finished.popleft())
@@ -115,6 +126,7 @@ class HostCopier:
         if last:
             seconds = time.perf_counter() - transfer.started
             self._open.pop(transfer.job, None)
+            self._loads.pop(transfer.job, None)
             self._finished.append(Finished(transfer.job, transfer.nbytes, seconds))
             transfer.done.set()
 

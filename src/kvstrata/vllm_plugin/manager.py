@@ -41,6 +41,9 @@ DRAIN_SECONDS = 10.0
 """How long a graceful stop waits for chunks that are still to be written."""
 MEASURE_SECONDS = 0.25
 """Gauges are measured at most this often while anything moves."""
+IDLE_SECONDS = 0.001
+"""An idle engine that waits for storage sleeps this long a step; without it, an engine that runs in the
+caller's process would spin and keep the interpreter from the I/O threads."""
 MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
 
 
@@ -131,6 +134,11 @@ class KVStrataManager(OffloadingManager):
     def poll_load(self, request: str, shape: RequestShape) -> bool:
         """See `Promotions.poll`."""
         return self.cache.loads.poll(request, shape)
+
+    def wait(self) -> None:
+        """Give I/O threads a moment, while the engine has nothing else to do; see `IDLE_SECONDS`."""
+        if self._runner is not None:
+            self._runner.wait(IDLE_SECONDS)
 
     def lookup(self, key: ChunkKey, req_context: Any) -> LookupResult:
         """HIT when the chunk is in memory, verified; else MISS. Never pending: see `poll_load`."""
