@@ -10,7 +10,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import random
 import shutil
 import sys
@@ -217,8 +216,8 @@ def _build(recipe: Recipe, digest: str, target: Path) -> None:
         (fresh / RECIPE_FILE).write_text(json.dumps(record, indent=2) + "\n")
         if target.exists():
             # rename() does not replace a directory with content; the old one leaves with scratch.
-            os.rename(target, Path(scratch) / "old")
-        os.rename(fresh, target)
+            target.rename(Path(scratch) / "old")
+        fresh.rename(target)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tiny models can fail an identity test: on the real engine their output depends on all input."""
+"""The tiny models can fail an identity test: their output depends on all of the input."""
 
 import json
 import os
@@ -18,9 +18,10 @@ MEASURABLE = 0.005
 """Log-probability difference that counts as one: ten times what `NOISE` allows."""
 
 NOISE = 5e-4
-"""Largest difference that a prefix hit may make in float32: the rest is computed in other shapes."""
+"""Largest difference that a prefix hit may make in float32: the rest has other shapes then."""
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("name", TESTED)
 def test_each_part_of_the_context_reaches_the_output(name: str) -> None:
     ensure(name)

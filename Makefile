@@ -1,0 +1,38 @@
+# One command for each thing there is to do; all of them set up .venv first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup models demo test check format clean distclean
+
+help:  ## show this
+	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
+
+setup:  ## make .venv with a pinned vLLM (CPU), the tools and this project
+	@scripts/setup
+
+models: setup  ## make the tiny models in build/models
+	@$(PYTHON) -m lab.models
+
+demo: setup  ## real engines, one hybrid model: cold, device, memory, storage; build/demo
+	@$(PYTHON) -m lab.demo
+
+test: setup  ## all tests, those with real engines included
+	@scripts/test
+
+check: setup  ## formatting, lint, types, import layers
+	@scripts/check
+
+format: setup  ## write what `check` asks for, where a tool can
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+bench-%: setup  ## run the benchmark of that name, such as bench-ttft; build/bench
+	@$(PYTHON) -m lab.bench.$(subst -,_,$*)
+
+clean:  ## remove what was generated, but keep .venv
+	rm -rf build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find src lab tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf .venv

@@ -1,0 +1,11 @@
+"""Settings that all tests share."""
+
+import os
+
+import hypothesis
+
+# A slow shared machine is no bug: time limits belong to pytest-timeout. What a run finds is printed
+# as a blob, so that it can be repeated elsewhere.
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"))
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
