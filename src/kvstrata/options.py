@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstrata.errors import ConfigError
@@ -138,11 +139,14 @@ def _directory(value: object) -> str:
     text = os.fspath(value)
     if not isinstance(text, str) or "\0" in text:
         raise ValueError
-    path = os.path.expanduser(text)
-    if not os.path.isabs(path):
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such user") from None
+    if not path.is_absolute():
         # The engine's processes need not share a working directory with whoever wrote the option.
-        raise ValueError("a relative path means another directory in each process" if path else "")
-    return path
+        raise ValueError("a relative path means another directory in each process" if text else "")
+    return str(path)
 
 
 def _label(value: object) -> str:
@@ -235,7 +239,8 @@ class Options:
         256 << 20,
         _positive_size,
         _SIZE_ALLOWED + ", greater than 0",
-        "Bytes that may wait to be written to storage; further writes are dropped and counted.",
+        "Bytes that may wait to be written to storage, at most half of the arena; further writes "
+        "are dropped and counted.",
         unit="bytes",
     )
     fsync: bool = _option(

@@ -1,0 +1,1 @@
+"""The `kvstrata` command: look at, check and clear a directory of the filesystem tier."""
