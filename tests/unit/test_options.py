@@ -188,23 +188,25 @@ def test_neither_path_nor_memory_names_both_remedies(config: dict[str, Any]) -> 
         Options.parse(config)
 
 
-WRONG: list[tuple[str, Any, str]] = [
-    *(("path", value, "absolute directory") for value in ("", "kv", "./kv", 7, True, b"/kv")),
-    *(("path", value, "absolute directory") for value in ("/kv\0", "~nobody-of-that-name/kv")),
-    *(("memory", value, "greater than 0") for value in (0, "0", "0GiB", "0.1B", -1, "much", True)),
-    *(("io_threads", value, "from 0 to 256") for value in (-1, 257, 1.5, "4", True)),
-    *(("read_deadline", value, "greater than 0") for value in (0, -1, "10", True, 86401, 2**70)),
-    *(("read_deadline", value, "at most") for value in (float("nan"), float("inf"))),
-    *(("store_queue", value, "greater than 0") for value in (0, "64k", False, [])),
-    *(
-        (name, value, "true or false")
-        for name in ("fsync", "read_only", "touch")
-        for value in (1, 0, "yes", "True", "", [])
+WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
+    (
+        "path",
+        "absolute directory",
+        ["", "kv", "./kv", 7, True, b"/kv", "/kv\0", "~nobody-of-that/"],
     ),
-    *(("label", value, "text of at most 200") for value in (1, True, "x" * 201, "\ud800")),
-    *(("shm_dir", value, "absolute directory") for value in ("shm", "", 1)),
-    *(("eviction", value, '"lru"') for value in ("fifo", "LRU", 1, [], True)),
+    ("memory", "greater than 0", [0, "0", "0GiB", "0.1B", -1, "much", True]),
+    ("io_threads", "from 0 to 256", [-1, 257, 1.5, "4", True]),
+    ("read_deadline", "greater than 0, at most 86400", [0, -1, "10", True, 86401, 2**70]),
+    ("read_deadline", "greater than 0, at most 86400", [float("nan"), float("inf")]),
+    ("store_queue", "greater than 0", [0, "64k", False, []]),
+    ("fsync", "true or false", [1, 0, "yes", "True", "", []]),
+    ("read_only", "true or false", [1, 0, "no", "FALSE", 1.0]),
+    ("touch", "true or false", [1, 0, "yes", {}]),
+    ("label", "text of at most 200", [1, True, "x" * 201, "\ud800"]),
+    ("shm_dir", "absolute directory", ["shm", "", 1]),
+    ("eviction", '"lru"', ["fifo", "LRU", 1, [], True]),
 ]
+WRONG = [(name, value, allowed) for name, allowed, values in WRONG_VALUES for value in values]
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), WRONG)
