@@ -324,6 +324,7 @@ class KVStrataManager(OffloadingManager):
             self._geometries,
             fsync=self._options.fsync,
             read_only=self._options.read_only,
+            touch=self._options.touch,
         )
         tier.prepare()
         if tier.read_only and not self._options.read_only:

@@ -1,0 +1,67 @@
+"""Making a file appear whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Sequence
+
+from kvstrata.fileio.transfer import write_at
+
+TEMPORARY = ".tmp-"
+"""How names of files that are being written begin."""
+
+
+def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) -> int:
+    """Write a file under a temporary name in the same directory and rename it into place.
+
+    The temporary name holds 64 random bits and the process id and is opened exclusively, so no other
+    process can choose it. Readers see the old file, or none, or the new one whole. Without `fsync` a power
+    failure may leave a short or empty file behind; with it the file and its name are on the medium when
+    the call returns.
+
+    Args:
+        path: where the file shall appear; its directory is made when it is missing.
+        buffers: the content, uint8.
+        fsync: see above.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        OSError: as the operating system reports it; the temporary file is gone then, if it can be.
+    """
+    directory, name = os.path.split(path)
+    temporary = f"{directory}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+    fd = _create(temporary)
+    try:
+        try:
+            written = write_at(fd, buffers, 0)
+            if fsync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)  # may raise too: some file systems report write errors only here
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if fsync:
+        _sync_directory(directory)
+    return written
+
+
+def _create(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, flags, 0o666)
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,273 @@
+"""The filesystem tier: one file for each chunk, and the directory is the index.
+
+Any number of processes on any number of machines may use one root at once, without a service and without
+locks: files appear by rename, their bytes are verified on every read, and two writers of one key write the
+same bytes by definition of the key.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
+from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
+from kvstrata.chunks.record import (
+    RecordHeader,
+    check_identity,
+    declared_header_bytes,
+    decode,
+    describe,
+    encode,
+    header_bytes,
+)
+from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
+from kvstrata.fileio.publish import publish
+from kvstrata.fileio.transfer import read_at
+from kvstrata.tiers.tier import (
+    Bad,
+    Failed,
+    Loaded,
+    Missing,
+    Present,
+    ReadOutcome,
+    Stored,
+    Tier,
+    WriteOutcome,
+)
+
+VERIFY_BYTES = 512 << 10
+"""Bytes that are read before they are verified, so that they are still in the processor's cache."""
+TOUCH_SECONDS = 3600
+"""A file's recency is renewed at most this often."""
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
+class FilesystemTier(Tier):
+    """Chunks as files below `<root>/<namespace>/`.
+
+    Args:
+        root: any directory, local or shared.
+        namespace: of the engine.
+        geometries: by group index.
+        fsync: whether a stored chunk must survive a power failure.
+        read_only: never write, remove or touch.
+        touch: renew a file's modification time when it is read, so that recency survives.
+    """
+
+    name = "filesystem"
+
+    def __init__(
+        self,
+        root: Path,
+        namespace: Namespace,
+        geometries: Mapping[int, GroupGeometry],
+        *,
+        fsync: bool = False,
+        read_only: bool = False,
+        touch: bool = True,
+    ) -> None:
+        self.root = root
+        self.directory = root / namespace.directory_name
+        self.read_only = read_only
+        self._base = str(self.directory)
+        self._namespace = namespace
+        self._fingerprint = namespace.fingerprint
+        self._geometries = dict(geometries)
+        self._fsync = fsync
+        self._touch = touch
+
+    def prepare(self) -> None:
+        """Make the namespace's directory and describe it; turns read-only where it cannot be written.
+
+        Raises:
+            ConfigError: the root cannot be made or read; names it and the remedy.
+        """
+        try:
+            if not self.read_only:
+                self._describe()
+        except OSError as error:
+            if not os.access(self.root, os.R_OK | os.X_OK) or not self.root.is_dir():
+                raise ConfigError(
+                    f"the option 'path' is {str(self.root)!r}, which cannot be used: {error.strerror}; "
+                    f"give a directory that this user may create, read and write"
+                ) from error
+            self.read_only = True
+        if not os.access(self.root, os.R_OK | os.X_OK):
+            raise ConfigError(
+                f"the option 'path' is {str(self.root)!r}, which does not exist or cannot be read; "
+                f"give a directory that this user may read"
+            )
+        self._check_description()
+
+    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `Tier.probe`: whether the files exist."""
+        base = self._base
+        return [os.path.exists(f"{base}/{relative_path(key)}") for key in keys]
+
+    def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
+        """See `Tier.read`."""
+        path = f"{self._base}/{relative_path(key)}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            return _read_error(error)
+        try:
+            return self._read_open(path, fd, key, into, first_block)
+        except OSError as error:
+            return _read_error(error)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
+        """See `Tier.write`."""
+        if self.read_only:
+            return Failed("read_only", f"{self.directory} is not written")
+        path = f"{self._base}/{relative_path(key)}"
+        geometry = self._geometries[group_of(key)]
+        try:
+            if self._stored_from(path, geometry) <= first_block:
+                return Present()
+            header = describe(self._fingerprint, key, geometry, payload, first_block)
+            body = payload[first_block * geometry.block_bytes : geometry.payload_bytes]
+            publish(path, [memoryview(encode(header)), body], fsync=self._fsync)
+            if not os.path.exists(f"{self._base}/{NAMESPACE_FILE}"):
+                self._describe()  # somebody removed the directory under us, and the write made it anew
+        except OSError as error:
+            return Failed(errno.errorcode.get(error.errno or 0, "EIO"), f"{path}: {error.strerror}")
+        return Stored(len(body))
+
+    def remove(self, key: ChunkKey) -> bool:
+        """See `Tier.remove`."""
+        try:
+            os.unlink(f"{self._base}/{relative_path(key)}")
+        except OSError:
+            return False
+        return True
+
+    def scan(self) -> Iterator[ChunkKey]:
+        """See `Tier.scan`."""
+        for _, _, names in os.walk(self.directory):
+            for name in names:
+                key = parse_file_name(name)
+                if key is not None:
+                    yield key
+
+    def _read_open(
+        self, path: str, fd: int, key: ChunkKey, into: memoryview, first_block: int
+    ) -> ReadOutcome:
+        status = os.fstat(fd)
+        try:
+            header = self._read_header(fd, key, status)
+            if header.first_block > first_block:
+                return Missing()
+            nbytes = _read_blocks(fd, header, into, first_block)
+        except RecordError as error:
+            if error.reason in CONTENT_REASONS:
+                self._condemn(path, status)
+            return Bad(error.reason, f"{path}: {error}")
+        self._renew(fd, status)
+        return Loaded(nbytes)
+
+    def _read_header(self, fd: int, key: ChunkKey, status: os.stat_result) -> RecordHeader:
+        geometry = self._geometries[group_of(key)]
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(BadReason.FOREIGN, "not a file")
+        header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
+        check_identity(header, self._fingerprint, key, geometry)
+        if status.st_size < header.record_bytes:
+            raise RecordError(BadReason.TRUNCATED, f"{status.st_size} of {header.record_bytes} bytes")
+        return header
+
+    def _condemn(self, path: str, status: os.stat_result) -> None:
+        """Remove a file that no reader can ever use, unless it has been replaced meanwhile."""
+        if self.read_only:
+            return
+        with contextlib.suppress(OSError):
+            now = os.stat(path)
+            if (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev):
+                os.unlink(path)
+
+    def _renew(self, fd: int, status: os.stat_result) -> None:
+        if self._touch and not self.read_only and time.time() - status.st_mtime > TOUCH_SECONDS:
+            with contextlib.suppress(OSError):
+                os.utime(fd)
+
+    def _stored_from(self, path: str, geometry: GroupGeometry) -> int:
+        """First block of the record that is there already; beyond every block when there is none."""
+        nothing = geometry.blocks_per_chunk
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return nothing
+        try:
+            header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
+            whole = os.fstat(fd).st_size >= header.record_bytes
+            return header.first_block if whole else nothing
+        except RecordError:
+            return nothing  # whatever it is, a good record may take its place
+        finally:
+            os.close(fd)
+
+    def _describe(self) -> None:
+        path = self.directory / NAMESPACE_FILE
+        if not path.exists():
+            publish(str(path), [memoryview(self._namespace.to_json().encode())])
+
+    def _check_description(self) -> None:
+        path = self.directory / NAMESPACE_FILE
+        try:
+            found = path.read_text()
+        except OSError:
+            return  # read-only, and nothing stored here yet
+        if found != self._namespace.to_json():
+            raise ConfigError(
+                f"{path} describes another engine than this one, though their fingerprints are equal; "
+                f"if the file was edited or damaged, remove it"
+            )
+
+
+def read_header(fd: int, expected_bytes: int) -> RecordHeader:
+    """Read and decode the header of an open record.
+
+    Args:
+        fd: of the file.
+        expected_bytes: how long the header probably is.
+
+    Raises:
+        RecordError: see `kvstrata.chunks.record.decode`.
+        OSError: as the operating system reports it.
+    """
+    data = memoryview(bytearray(expected_bytes))
+    data = data[: read_at(fd, [data], 0)]
+    if len(data) < (length := declared_header_bytes(data)):
+        data = memoryview(bytearray(length))
+        data = data[: read_at(fd, [data], 0)]
+    return decode(data)
+
+
+def _read_blocks(fd: int, header: RecordHeader, into: memoryview, first_block: int) -> int:
+    """Read blocks from `first_block` on into their places, a few at a time, and verify each."""
+    size = header.block_bytes
+    step = max(1, VERIFY_BYTES // max(size, 1))
+    for block in range(first_block, header.blocks, step):
+        end = min(block + step, header.blocks)
+        target = into[block * size : end * size]
+        if read_at(fd, [target], header.block_offset(block)) < len(target):
+            raise RecordError(BadReason.TRUNCATED, f"ends before block {end}")
+        for one in range(block, end):
+            header.verify(one, into[one * size : (one + 1) * size])
+    return (header.blocks - first_block) * size
+
+
+def _read_error(error: OSError) -> ReadOutcome:
+    if error.errno in _ABSENT:
+        return Missing()
+    reason = BadReason.PERMISSION if error.errno in _DENIED else BadReason.IO
+    return Bad(reason, str(error))
