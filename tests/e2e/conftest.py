@@ -1,0 +1,26 @@
+"""Real engines for the end-to-end tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import Engine
+
+Start = Callable[..., Engine]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts engines and makes sure that none is left; `path` is the shared directory by default."""
+    engines: list[Engine] = []
+
+    def make(model: str, extra: dict[str, Any] | None = None, **settings: Any) -> Engine:
+        options = {"path": str(tmp_path / "kv"), "memory": "96MiB"} if extra is None else extra
+        engine = Engine(model, tmp_path / f"engine{len(engines)}.log", options, **settings)
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.kill()

@@ -1,0 +1,128 @@
+"""A real engine in this process that does what it is told: one JSON command a line in, one answer out.
+
+`python tests/e2e/engine_child.py '{"model": NAME, "extra": {...}}'`; see `engine.py` for the other side.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+# vLLM reads these when it is imported.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    HF_HUB_OFFLINE="1",
+)
+
+from vllm import LLM, SamplingParams
+from vllm.v1.metrics.reader import Counter, Gauge
+
+from lab.models import ensure
+
+CONNECTOR = {
+    "kv_connector": "KVStrataConnector",
+    "kv_connector_module_path": "kvstrata.vllm_plugin",
+    "kv_role": "kv_both",
+}
+
+
+class Child:
+    """The engine and its commands; each method without underscore is one."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._llm = LLM(
+            model=str(ensure(settings["model"])),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=settings.get("max_model_len", 4096),
+            max_num_seqs=4,
+            kv_cache_memory_bytes=settings.get("device_bytes", 64 << 20),
+            block_size=128,
+            enable_prefix_caching=True,
+            distributed_executor_backend="uni",
+            disable_log_stats=False,
+            kv_transfer_config={**CONNECTOR, "kv_connector_extra_config": settings["extra"]},
+            **settings.get("engine", {}),
+        )
+
+    def ask(self, prompts: list[list[int]], max_tokens: int = 16) -> list[dict[str, Any]]:
+        """Greedy answers: token ids, log-probability of each, prompt tokens that were cached."""
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=1)
+        requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+        begun = time.monotonic()
+        answers = self._llm.generate(requests, sampling, use_tqdm=False)
+        return [
+            {
+                "tokens": list(answer.outputs[0].token_ids),
+                "logprobs": [
+                    step[token].logprob
+                    for step, token in zip(
+                        answer.outputs[0].logprobs, answer.outputs[0].token_ids, strict=True
+                    )
+                ],
+                "cached": answer.num_cached_tokens,
+                "seconds": time.monotonic() - begun,
+            }
+            for answer in answers
+        ]
+
+    def reset_device(self) -> bool:
+        """Empty the device's prefix cache, and nothing else."""
+        return self._llm.reset_prefix_cache()
+
+    def reset_all(self) -> bool:
+        """Empty every tier of this engine, as after a change of weights."""
+        return self._llm.reset_prefix_cache(reset_connector=True)
+
+    def idle(self, seconds: float = 60.0) -> bool:
+        """Step until nothing is being stored any more; whether that came in time."""
+        scheduler = self._scheduler()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not scheduler.has_requests():
+                return True
+            self._llm.llm_engine.step()
+            time.sleep(0.001)
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        """Our metrics: `name{label values}` without the prefix, as vLLM publishes them."""
+        self._llm.llm_engine.step()
+        found: dict[str, float] = {}
+        for metric in self._llm.get_metrics():
+            if isinstance(metric, Counter | Gauge) and metric.name.startswith("vllm:kvstrata_"):
+                labels = {k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")}
+                text = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
+                found[metric.name.removeprefix("vllm:kvstrata_") + f"{{{text}}}"] = metric.value
+        return found
+
+    def stop(self) -> None:
+        """Shut the engine down as a server does on SIGTERM."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _scheduler(self) -> Any:
+        return self._llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def main() -> None:
+    """Serve commands until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints goes to standard error
+    try:
+        child = Child(json.loads(sys.argv[1]))
+    except Exception as error:  # boundary: the parent shows why the engine did not start
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+        raise
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        result = getattr(child, command["do"])(**command.get("with", {}))
+        print(json.dumps({"result": result}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
