@@ -1,0 +1,142 @@
+"""Looking at a root from outside: its namespaces, its files, and whether each is what it says."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
+from kvstrata.chunks.namespace import NAMESPACE_FILE
+from kvstrata.chunks.record import FINGERPRINT_BYTES, PAGE, RecordHeader
+from kvstrata.errors import BadReason, RecordError
+from kvstrata.fileio.publish import TEMPORARY
+from kvstrata.fileio.transfer import read_at
+from kvstrata.tiers.filesystem import read_header
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceDir:
+    """One namespace's directory.
+
+    Attributes:
+        path: of the directory.
+        model: the model's name, as the directory or `namespace.json` says.
+        fingerprint: hexadecimal.
+        covers: the facts that the namespace covers; None when `namespace.json` is missing or damaged.
+    """
+
+    path: Path
+    model: str
+    fingerprint: str
+    covers: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFile:
+    """One file of ours.
+
+    Attributes:
+        path: of the file.
+        key: the chunk that its name stands for; empty for a temporary file.
+        size: bytes.
+        mtime: seconds since the epoch; renewed when the chunk is read.
+        temporary: a file that was being written when this was seen, or whose writer died.
+    """
+
+    path: Path
+    key: ChunkKey
+    size: int
+    mtime: float
+    temporary: bool
+
+
+def fingerprint_of(directory: str) -> str | None:
+    """The fingerprint at the end of a namespace directory's name, or None for a foreign directory."""
+    _, dash, text = directory.rpartition("-")
+    if not dash or len(text) != 2 * FINGERPRINT_BYTES:
+        return None
+    return text if all(char in "0123456789abcdef" for char in text) else None
+
+
+def iter_namespaces(root: Path) -> Iterator[NamespaceDir]:
+    """Namespaces below `root`, by name; everything else there is passed over.
+
+    Raises:
+        OSError: `root` cannot be read.
+    """
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        fingerprint = fingerprint_of(entry.name)
+        if fingerprint is None or not entry.is_dir():
+            continue
+        path = Path(entry.path)
+        described = _description(path)
+        model = described.get("model") if described else None
+        yield NamespaceDir(
+            path=path,
+            model=model if isinstance(model, str) else entry.name.rpartition("-")[0],
+            fingerprint=fingerprint,
+            covers=described.get("covers") if described else None,
+        )
+
+
+def iter_records(namespace_dir: Path) -> Iterator[RecordFile]:
+    """Every file of ours in a namespace, in no order; files that vanish meanwhile are passed over."""
+    for directory, _, names in os.walk(namespace_dir):
+        for name in names:
+            key = parse_file_name(name)
+            temporary = name.startswith(TEMPORARY)
+            if key is None and not temporary:
+                continue
+            path = Path(directory, name)
+            try:
+                status = path.lstat()
+            except OSError:
+                continue
+            yield RecordFile(path, key or b"", status.st_size, status.st_mtime, temporary)
+
+
+def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
+    """Check that a file is the chunk that its place says.
+
+    Args:
+        path: of a published record.
+        deep: read all blocks and verify their checksums, in bounded memory; else only the header.
+
+    Raises:
+        RecordError: why it is not.
+        OSError: it cannot be read.
+    """
+    key = parse_file_name(path.name)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        header = read_header(fd, PAGE)
+        if key is None or header.key != key or not str(path).endswith(relative_path(key)):
+            raise RecordError(BadReason.KEY, f"holds {header.key.hex()}, group {group_of(header.key)}")
+        place = path.parents[2].name
+        if fingerprint_of(place) != header.namespace.hex():
+            raise RecordError(BadReason.NAMESPACE, f"belongs to {header.namespace.hex()}")
+        if os.fstat(fd).st_size < header.record_bytes:
+            raise RecordError(BadReason.TRUNCATED, f"shorter than {header.record_bytes} bytes")
+        if deep:
+            for block in range(header.first_block, header.blocks):
+                _check_block(fd, header, block)
+    finally:
+        os.close(fd)
+    return header
+
+
+def _check_block(fd: int, header: RecordHeader, block: int) -> None:
+    data = memoryview(bytearray(header.block_bytes))
+    if read_at(fd, [data], header.block_offset(block)) < len(data):
+        raise RecordError(BadReason.TRUNCATED, f"ends inside block {block}")
+    header.verify(block, data)
+
+
+def _description(directory: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads((directory / NAMESPACE_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
