@@ -31,6 +31,11 @@ def err() -> Console:
     return Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
 
 
+def can_ask() -> bool:
+    """Whether there is a person to answer."""
+    return sys.stdin.isatty()
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout, indented."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
