@@ -68,9 +68,9 @@ def examine(namespace: Path, file: RecordFile, remove: bool) -> Verdict:
         removed = condemned and _remove(file.path, before)
         return BadFile(file.path, error.reason, str(error), removed)
     except PermissionError as error:
-        return BadFile(file.path, BadReason.PERMISSION, str(error), False)
+        return BadFile(file.path, BadReason.PERMISSION, error.strerror or str(error), False)
     except OSError as error:
-        return BadFile(file.path, BadReason.IO, str(error), False)
+        return BadFile(file.path, BadReason.IO, error.strerror or str(error), False)
     return Good()
 
 
