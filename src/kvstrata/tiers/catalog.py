@@ -82,8 +82,12 @@ def iter_namespaces(root: Path) -> Iterator[NamespaceDir]:
 
 
 def iter_records(namespace_dir: Path) -> Iterator[RecordFile]:
-    """Every file of ours in a namespace, in no order; files that vanish meanwhile are passed over."""
-    for directory, _, names in os.walk(namespace_dir):
+    """Every file of ours in a namespace, in no order; what vanishes meanwhile is passed over.
+
+    Raises:
+        OSError: a directory cannot be read, so that the list would silently be short.
+    """
+    for directory, _, names in os.walk(namespace_dir, onerror=_raise_unless_gone):
         for name in names:
             key = parse_file_name(name)
             temporary = name.startswith(TEMPORARY)
@@ -95,6 +99,11 @@ def iter_records(namespace_dir: Path) -> Iterator[RecordFile]:
             except OSError:
                 continue
             yield RecordFile(path, key or b"", status.st_size, status.st_mtime, temporary)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def check_record(path: Path, *, deep: bool = True) -> RecordHeader:

@@ -1,0 +1,203 @@
+"""The main job, seen: one hybrid model, real servers, the same prompt from every tier.
+
+`python -m lab.demo` (or `make demo`) prints a table as it goes and writes `build/demo/report.json` and
+`build/demo/ttft.png`.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lab import report
+from lab.client import Answer
+from lab.models import ensure, prompt_ids
+from lab.plots import bars
+from lab.server import EngineServer
+
+MODEL = "gemma3-bench"
+PROMPT_TOKENS = 16_500
+ANSWER_TOKENS = 16
+DIRECTORY = report.BUILD / "demo"
+STORAGE_READ = "vllm:kvstrata_bytes_total{direction=read,tier=filesystem}"
+DEVICE_LOAD = "vllm:kv_offload_load_bytes_total{}"
+AIM = 5.0
+"""Storage must be at least this many times faster than a recompute."""
+
+
+@dataclass
+class Row:
+    """One step of the demo."""
+
+    step: str
+    ttft_ms: float
+    cached_tokens: int
+    speedup: float
+    identical: bool
+    bytes_read: int
+
+
+@dataclass
+class Demo:
+    """What has been measured so far.
+
+    Attributes:
+        cold: the answer of a recompute, which all others must equal.
+    """
+
+    console: Console
+    rows: list[Row] = field(default_factory=list)
+    cold: Answer | None = None
+
+    def ask(self, step: str, server: EngineServer, counter: str | None = None) -> None:
+        """One step: ask the prompt, compare, note.
+
+        Args:
+            step: its name.
+            server: asked.
+            counter: metric of the bytes that the step reads, if any.
+        """
+        before = server.client.metrics().get(counter, 0) if counter else 0
+        answer = server.client.complete(prompt_ids(PROMPT_TOKENS, seed=16), ANSWER_TOKENS)
+        self.cold = self.cold or answer
+        row = Row(
+            step=step,
+            ttft_ms=round(answer.ttft_ms, 1),
+            cached_tokens=answer.cached_tokens,
+            speedup=round(self.cold.ttft_ms / answer.ttft_ms, 1),
+            identical=answer.tokens == self.cold.tokens and len(answer.tokens) == ANSWER_TOKENS,
+            bytes_read=0,
+        )
+        if counter:
+            server.warm_up(8)  # the engine publishes its counters when it steps
+            row.bytes_read = round(server.client.metrics().get(counter, 0) - before)
+        self.rows.append(row)
+        self.console.print(
+            f"  {step:22} {row.ttft_ms:9.1f} ms  {row.speedup:7.1f}x  "
+            f"{row.cached_tokens:6} cached  {'identical' if row.identical else 'DIFFERENT'}"
+        )
+
+    @contextmanager
+    def server(self, name: str, directory: str, *, hybrid: bool = True) -> Iterator[EngineServer]:
+        """A warmed-up server on one of the demo's directories."""
+        kv = {"path": str(DIRECTORY / directory), "memory": "1GiB"}
+        server = EngineServer(
+            MODEL,
+            DIRECTORY / f"{name}.log",
+            kv=kv,
+            hybrid=hybrid,
+            max_model_len=20_480,
+            device_bytes=1 << 30,
+            threads=os.cpu_count() or 1,
+        )
+        with self.console.status(f"starting {name}"):
+            server.start()
+            server.warm_up()
+        try:
+            yield server
+        finally:
+            with self.console.status(f"stopping {name}"):
+                server.stop()
+
+    def run(self) -> None:
+        """All steps, in order."""
+        with self.server("first server", "kv") as first:
+            with self.console.status("computing the prompt"):
+                self.ask("cold", first)
+            self.ask("device", first)
+            first.client.reset_prefix_cache()
+            self.ask("memory", first, DEVICE_LOAD)
+            with self.console.status("waiting until everything is stored"):
+                first.wait_idle()
+        with self.server("first server, restarted", "kv") as first:
+            self.ask("storage_restart", first, STORAGE_READ)
+            with self.server("second server", "kv") as second:
+                self.ask("storage_other_replica", second, STORAGE_READ)
+        with self.server("hybrid-unaware server", "kv-unaware", hybrid=False) as unaware:
+            with self.console.status("computing the prompt"):
+                unaware.client.complete(prompt_ids(PROMPT_TOKENS, seed=16), 1)
+            unaware.wait_idle()
+        with self.server("hybrid-unaware server, restarted", "kv-unaware", hybrid=False) as again:
+            self.ask("storage_unaware", again, STORAGE_READ)
+
+
+def table(rows: list[Row]) -> Table:
+    """The result as a person reads it."""
+    shown = Table(title=f"{MODEL}, {PROMPT_TOKENS} prompt tokens")
+    for column in ("step", "TTFT ms", "speed-up", "cached tokens", "identical", "MiB read"):
+        shown.add_column(column, justify="left" if column == "step" else "right")
+    for row in rows:
+        shown.add_row(
+            row.step,
+            f"{row.ttft_ms:.1f}",
+            f"{row.speedup:.1f}x",
+            str(row.cached_tokens),
+            "yes" if row.identical else "NO",
+            f"{row.bytes_read / 2**20:.1f}" if row.bytes_read else "-",
+        )
+    return shown
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """What is not as it should be."""
+    found = [f"{row.step}: the tokens differ from a recompute's" for row in rows if not row.identical]
+    found += [
+        f"{row.step}: only {row.speedup}x faster than a recompute, expected {AIM}x"
+        for row in rows
+        if row.step.startswith("storage") and row.speedup < AIM
+    ]
+    return found
+
+
+def save(rows: list[Row]) -> dict[str, Any]:
+    """Write report and picture."""
+    document = {
+        "rows": [asdict(row) for row in rows],
+        "model": MODEL,
+        "prompt_tokens": PROMPT_TOKENS,
+        "machine": report.machine(),
+        "versions": report.versions(),
+    }
+    (DIRECTORY / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    bars(
+        DIRECTORY / "ttft.png",
+        [(row.step, row.ttft_ms, f"{row.ttft_ms:,.0f} ms   {row.speedup:g}x") for row in rows],
+        title=f"Time to first token, {PROMPT_TOKENS:,} prompt tokens, {MODEL}",
+        unit="milliseconds (log scale)",
+    )
+    return document
+
+
+def main() -> int:
+    """Run the demo; the exit status says whether all is as it should be."""
+    console = Console()
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir(parents=True)
+    with console.status("making the model"):
+        ensure(MODEL)
+    demo = Demo(console)
+    demo.run()
+    save(demo.rows)
+    console.print(table(demo.rows))
+    console.print(f"report: {_relative(DIRECTORY / 'report.json')}")
+    console.print(f"picture: {_relative(DIRECTORY / 'ttft.png')}")
+    wrong = failures(demo.rows)
+    for line in wrong:
+        console.print(f"[bold red]{line}")
+    return 1 if wrong else 0
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(report.REPOSITORY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
