@@ -65,7 +65,9 @@ class EngineClient:
         first = 0.0
         usage: dict[str, Any] = {}
         begun = time.perf_counter()
-        with self._http.stream("POST", "/v1/completions", content=content, headers=headers) as reply:
+        with self._http.stream(
+            "POST", "/v1/completions", content=content, headers=headers
+        ) as reply:
             if reply.is_error:
                 reply.read()
             reply.raise_for_status()
@@ -107,7 +109,9 @@ class EngineClient:
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(reply.text):
             for sample in family.samples:
-                labels = {k: v for k, v in sample.labels.items() if k not in ("engine", "model_name")}
+                labels = {
+                    k: v for k, v in sample.labels.items() if k not in ("engine", "model_name")
+                }
                 text = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
                 found[f"{sample.name}{{{text}}}"] = sample.value
         return found

@@ -148,7 +148,9 @@ def table(rows: list[Row]) -> Table:
 
 def failures(rows: list[Row]) -> list[str]:
     """What is not as it should be."""
-    found = [f"{row.step}: the tokens differ from a recompute's" for row in rows if not row.identical]
+    found = [
+        f"{row.step}: the tokens differ from a recompute's" for row in rows if not row.identical
+    ]
     found += [
         f"{row.step}: only {row.speedup}x faster than a recompute, expected {AIM}x"
         for row in rows

@@ -1,5 +1,6 @@
 """A real vLLM server on this machine: started, awaited, stopped, and never left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -174,10 +175,8 @@ class EngineServer:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)  # it leads its own group
-        except ProcessLookupError:
-            pass
 
 
 def _transfer_config(kv: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("engine_child.py")
+BOUND = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Takes from root what lets it pass over file permissions."""
 START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 
@@ -28,15 +30,24 @@ class Engine:
         model: name of a tiny model.
         log: file for what the engine prints.
         extra: our options (`kv_connector_extra_config`).
+        bound: obey file permissions, even when the tests run as root.
         settings: further settings of `engine_child.Child`.
     """
 
-    def __init__(self, model: str, log: Path, extra: dict[str, Any], **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        log: Path,
+        extra: dict[str, Any],
+        *,
+        bound: bool = False,
+        **settings: Any,
+    ) -> None:
         text = json.dumps({"model": model, "extra": extra, **settings})
-        self._log = log
+        self.log = log
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, str(CHILD), text],
+                [*(BOUND if bound else ()), sys.executable, str(CHILD), text],
                 cwd=REPOSITORY,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                 stdin=subprocess.PIPE,
@@ -116,4 +127,4 @@ class Engine:
         return json.loads(line)
 
     def _tail(self) -> str:
-        return self._log.read_text(errors="replace")[-4000:]
+        return self.log.read_text(errors="replace")[-4000:]

@@ -70,6 +70,20 @@ class Child:
             for answer in answers
         ]
 
+    def hashes(self, prompt: list[int]) -> list[str]:
+        """Block hashes of a prompt's whole blocks, hexadecimal, as this engine computes them."""
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
+
+        config = self._scheduler().vllm_config.cache_config
+        hasher = get_request_block_hasher(
+            self._scheduler().connector.scheduler.config.tokens_per_hash,
+            get_hash_fn_by_name(config.prefix_caching_hash_algo),
+        )
+        request = Request("hashes", prompt, SamplingParams(), None, block_hasher=hasher)
+        return [value.hex() for value in request.block_hashes]
+
     def reset_device(self) -> bool:
         """Empty the device's prefix cache, and nothing else."""
         return self._llm.reset_prefix_cache()
@@ -95,7 +109,9 @@ class Child:
         found: dict[str, float] = {}
         for metric in self._llm.get_metrics():
             if isinstance(metric, Counter | Gauge) and metric.name.startswith("vllm:kvstrata_"):
-                labels = {k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")}
+                labels = {
+                    k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")
+                }
                 text = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
                 found[metric.name.removeprefix("vllm:kvstrata_") + f"{{{text}}}"] = metric.value
         return found

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.engine
 
 def agree(one, other) -> bool:
     """Same tokens, and log-probabilities within the noise of another order of summation."""
-    close = all(
-        abs(a - b) < NOISE for a, b in zip(one["logprobs"], other["logprobs"], strict=True)
-    )
+    close = all(abs(a - b) < NOISE for a, b in zip(one["logprobs"], other["logprobs"], strict=True))
     return one["tokens"] == other["tokens"] and close
 
 
@@ -92,7 +90,7 @@ def test_chunks_of_several_blocks(model: str, start) -> None:
     extra = {"memory": "96MiB", "blocks_per_chunk": 4}
     with start(model) as plain:
         cold = [plain.ask(prompt)[0] for prompt in prompts]
-    extra["path"] = str(plain._log.parent / "several")
+    extra["path"] = str(plain.log.parent / "several")
     with start(model, extra) as writer:
         for prompt in prompts:
             writer.ask(prompt)

@@ -30,7 +30,7 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
     Raises:
         OSError: as the operating system reports it; the temporary file is gone then, if it can be.
     """
-    directory, name = os.path.split(path)
+    directory = os.path.dirname(path)
     temporary = f"{directory}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
     fd = _create(temporary)
     try:

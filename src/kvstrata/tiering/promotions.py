@@ -187,8 +187,7 @@ class Promotions:
         if (
             self.storage is None
             or here.boundary >= best.boundary
-            or self._runner is not None
-            and self._runner.exhausted
+            or (self._runner is not None and self._runner.exhausted)
         ):
             self._settle(load, here)
         else:

@@ -122,7 +122,9 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
     try:
         header = read_header(fd, PAGE)
         if key is None or header.key != key or not str(path).endswith(relative_path(key)):
-            raise RecordError(BadReason.KEY, f"holds {header.key.hex()}, group {group_of(header.key)}")
+            raise RecordError(
+                BadReason.KEY, f"holds {header.key.hex()}, group {group_of(header.key)}"
+            )
         place = path.parents[2].name
         if fingerprint_of(place) != header.namespace.hex():
             raise RecordError(BadReason.NAMESPACE, f"belongs to {header.namespace.hex()}")

@@ -182,7 +182,9 @@ class FilesystemTier(Tier):
         header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
         check_identity(header, self._fingerprint, key, geometry)
         if status.st_size < header.record_bytes:
-            raise RecordError(BadReason.TRUNCATED, f"{status.st_size} of {header.record_bytes} bytes")
+            raise RecordError(
+                BadReason.TRUNCATED, f"{status.st_size} of {header.record_bytes} bytes"
+            )
         return header
 
     def _condemn(self, path: str, status: os.stat_result) -> None:

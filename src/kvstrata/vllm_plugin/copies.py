@@ -99,7 +99,7 @@ def build_copies(
         target += arena_address + group.rank_offsets[rank]
         inside = 0
         for layer in pages:
-            assert 0 <= ids.min() and ids.max() < layer.limit, "block id outside the device cache"
+            assert ids.min() >= 0 and ids.max() < layer.limit, "block id outside the device cache"
             device.append(layer.base + ids * layer.stride)
             arena.append(target + inside)
             nbytes.append(np.full(size, layer.page_bytes, dtype=np.int64))

@@ -35,7 +35,7 @@ def weights_fingerprint(directory: Path) -> str | None:
 
 def model_directory(model: str, revision: str | None) -> Path | None:
     """Where a model's files lie on this machine, or None: a directory, or the hub's local snapshot."""
-    if os.path.isdir(model):
+    if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
 

@@ -24,7 +24,7 @@ def test_slots_are_disjoint_and_reusable(sizes, steps) -> None:
             offset = allocator.allocate(size)
             if offset is None:
                 continue
-            assert offset % PAGE == 0 and 0 <= offset and offset + size <= arena
+            assert offset % PAGE == 0 and offset >= 0 and offset + size <= arena
             assert all(offset >= o + s or o >= offset + size for o, s in taken.items())
             taken[offset] = size
         elif taken:

@@ -24,10 +24,12 @@ def transfers(draw):
         skip = first % per_chunk
         chunks = -(-(size + skip) // per_chunk) if size else 0
         slot = per_chunk * own * ranks
+        # Groups share neither slots nor blocks, as in an engine.
         offsets = draw(st.permutations(range(12)))[:chunks]
+        base = len(groups) << 16
         groups.append(
             GroupSlots(
-                np.array([o * slot for o in offsets], dtype=np.int64),
+                np.array([base + o * slot for o in offsets], dtype=np.int64),
                 per_chunk,
                 own * ranks,
                 tuple(own * r for r in range(ranks)),
@@ -37,7 +39,10 @@ def transfers(draw):
         sizes.append(size)
         firsts.append(first)
         layers.append(
-            [LayerPages((i + 1) << 20, page + 8 * i, page, 20) for i, page in enumerate(pages)]
+            [
+                LayerPages((len(layers) * 8 + i + 1) << 20, page + 8 * i, page, 20)
+                for i, page in enumerate(pages)
+            ]
         )
     return np.array(ids, dtype=np.int32), sizes, firsts, groups, layers, rank
 
@@ -86,9 +91,7 @@ def test_coalescing_copies_the_same_bytes(pairs) -> None:
 
     def moved(these: Copies) -> dict[int, int]:
         return {
-            int(a) + i: int(d) + i
-            for d, a, n in zip(*these, strict=True)
-            for i in range(int(n))
+            int(a) + i: int(d) + i for d, a, n in zip(*these, strict=True) for i in range(int(n))
         }
 
     assert moved(coalesce(copies)) == moved(copies)
