@@ -81,7 +81,8 @@ class KVStrataConnector(OffloadingConnector):
         assert self.connector_worker is not None
         spec = self.connector_worker.spec
         assert isinstance(spec, KVStrataSpec)
-        spec.layout = layout_facts(kv_caches, self._kv_cache_config.num_blocks)
+        layers = self._vllm_config.compilation_config.static_forward_context
+        spec.layout = layout_facts(kv_caches, self._kv_cache_config.num_blocks, layers)
         super().register_kv_caches(kv_caches)
 
     # Scheduler half.

@@ -16,6 +16,22 @@ from kvstrata.vllm_plugin.copies import Copies
 from kvstrata.vllm_plugin.host_copier import Finished
 
 
+def pin(address: int, nbytes: int) -> bool:
+    """Make host memory known to the device, so that copies need no detour. Returns whether it is.
+
+    Args:
+        address: of its first byte.
+        nbytes: length of the range.
+    """
+    try:
+        from vllm.v1.kv_offload.cpu.host_register import host_register
+    except ImportError:  # releases before 0.32 register inside their own region's class
+        if not current_platform.is_cuda_alike():
+            return False
+        return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0)) == 0
+    return bool(host_register(address, nbytes))
+
+
 @dataclass(slots=True)
 class _Transfer:
     job: int

@@ -124,11 +124,9 @@ class ArenaWorker(OffloadingWorker):
 def _make_copier(device: torch.device, arena: Arena) -> Copier:
     if device.type == "cpu":
         return HostCopier()
-    from vllm.v1.kv_offload.cpu.host_register import host_register
+    from kvstrata.vllm_plugin.device_copier import DeviceCopier, pin
 
-    from kvstrata.vllm_plugin.device_copier import DeviceCopier
-
-    if not host_register(arena.address, arena.data_bytes):
+    if not pin(arena.address, arena.data_bytes):
         logger.warning(
             "the host arena could not be pinned; copies to and from %s will be slower", device
         )
