@@ -1,13 +1,17 @@
 """A real engine in this process that does what it is told: one JSON command a line in, one answer out.
 
-`python tests/e2e/engine_child.py '{"model": NAME, "extra": {...}}'`; see `engine.py` for the other side.
+`python tests/e2e/engine_child.py '{"model": NAME, "extra": {...}}'` serves one engine;
+`… --fork SOCKET` forks one for each connection. See `engine.py` for the other side.
 """
 
+import importlib
 import json
 import os
+import signal
+import socket
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 # vLLM reads these when it is imported.
 os.environ.update(
@@ -23,6 +27,14 @@ from vllm.v1.metrics.reader import Counter, Gauge
 
 from lab.models import ensure
 
+PRELOADED = (
+    "kvstrata.vllm_plugin.connector",
+    "vllm.model_executor.models.gemma3",
+    "vllm.model_executor.models.gpt_oss",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.v1.worker.cpu_worker",
+)
 CONNECTOR = {
     "kv_connector": "KVStrataConnector",
     "kv_connector_module_path": "kvstrata.vllm_plugin",
@@ -124,20 +136,52 @@ class Child:
         return self._llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def main() -> None:
-    """Serve commands until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints goes to standard error
+def serve(settings: dict[str, Any], commands: TextIO, answers: TextIO) -> None:
+    """Make an engine and serve commands until their stream ends."""
     try:
-        child = Child(json.loads(sys.argv[1]))
+        child = Child(settings)
     except Exception as error:  # boundary: the parent shows why the engine did not start
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
         raise
     print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
+    for line in commands:
         command = json.loads(line)
         result = getattr(child, command["do"])(**command.get("with", {}))
         print(json.dumps({"result": result}), file=answers, flush=True)
+
+
+def fork_for_each(listener: socket.socket) -> None:
+    """One forked child for each connection: importing vLLM, the slow part of a start, is done once."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: no zombies
+    while True:
+        connection, _ = listener.accept()
+        if os.fork():
+            connection.close()
+            continue
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        stream = connection.makefile("rw", encoding="utf-8")
+        settings = json.loads(stream.readline())
+        log = os.open(settings.pop("log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        print(json.dumps({"pid": os.getpid()}), file=stream, flush=True)
+        serve(settings, stream, stream)
+        os._exit(0)
+
+
+def main() -> None:
+    """Serve one engine over standard input and output, or many over a socket."""
+    if sys.argv[1] == "--fork":
+        for module in PRELOADED:
+            importlib.import_module(module)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(sys.argv[2])
+        listener.listen()
+        fork_for_each(listener)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints goes to standard error
+    serve(json.loads(sys.argv[1]), sys.stdin, answers)
 
 
 if __name__ == "__main__":
