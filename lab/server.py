@@ -75,6 +75,7 @@ class EngineServer:
             *("--max-model-len", str(max_model_len), "--max-num-seqs", "8"),
             *("--kv-cache-memory-bytes", str(device_bytes)),
             *("--distributed-executor-backend", "uni"),
+            *("--shutdown-timeout", "20"),  # else vLLM kills its engine core, and with it queued writes
             *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *(() if hybrid else ("--disable-hybrid-kv-cache-manager",)),
             *(() if kv is None else ("--kv-transfer-config", _transfer_config(kv))),
@@ -156,7 +157,7 @@ class EngineServer:
         self.client.close()
         if self._process is None or self._process.poll() is not None:
             return
-        self._signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -166,17 +167,13 @@ class EngineServer:
         """SIGKILL, for it and all its processes."""
         if self._process is None:
             return
-        self._signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads its own group
         self._process.wait()
 
     def tail(self) -> str:
         """The end of the log."""
         return self.log.read_text(errors="replace")[-TAIL_BYTES:]
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)  # it leads its own group
 
 
 def _transfer_config(kv: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -175,7 +176,11 @@ def test_after_sigkill_in_the_middle_of_writes_nothing_wrong_is_read(tmp_path: P
     assert paths
     for path in paths:
         check_record(path)
-    run = subprocess.run(["kvstrata", "verify", str(root)], capture_output=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "kvstrata.cli.main", "verify", str(root)],
+        capture_output=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     with start("llama", {"memory": "96MiB"}) as plain:
         cold = [plain.ask(prompt)[0] for prompt in prompts]

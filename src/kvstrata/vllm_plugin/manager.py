@@ -48,8 +48,8 @@ MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
 
 
 def io_threads(options: Options) -> int:
-    """I/O threads: as the options say, else twice the processors, between 4 and 16."""
-    return options.io_threads or max(4, min(16, 2 * (os.cpu_count() or 2)))
+    """I/O threads: as the options say, else one for each processor, between 2 and 16."""
+    return options.io_threads or max(2, min(16, os.cpu_count() or 2))
 
 
 class KVStrataManager(OffloadingManager):
