@@ -28,11 +28,12 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
         Bytes written.
 
     Raises:
-        OSError: as the operating system reports it; the temporary file is gone then, if it can be.
+        OSError: as the operating system reports it; the temporary file is gone then, if it can be. With
+            `fsync` the new file may stand there nevertheless, whole, but not certainly on the medium.
     """
     directory = os.path.dirname(path)
     temporary = f"{directory}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
-    fd = _create(temporary)
+    fd, changed = _create(temporary)
     try:
         try:
             written = write_at(fd, buffers, 0)
@@ -46,17 +47,36 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
             os.unlink(temporary)
         raise
     if fsync:
-        _sync_directory(directory)
+        for one in (directory, *changed):
+            _sync_directory(one)
     return written
 
 
-def _create(path: str) -> int:
+def _create(path: str) -> tuple[int, list[str]]:
+    """Open a new file, making its directory when it is missing.
+
+    Directories are made only when the first attempt fails: nearly always they are there.
+
+    Returns:
+        The descriptor, and the directories that got a new directory.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o666)
+        return os.open(path, flags, 0o666), []
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, flags, 0o666)
+        directory = os.path.dirname(path)
+        changed = _missing_from(directory)
+        os.makedirs(directory, exist_ok=True)
+        return os.open(path, flags, 0o666), changed
+
+
+def _missing_from(directory: str) -> list[str]:
+    """The parents of those directories on the way to `directory`, itself included, that are missing."""
+    parents = []
+    while directory and not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+        parents.append(directory or ".")
+    return parents
 
 
 def _sync_directory(directory: str) -> None:

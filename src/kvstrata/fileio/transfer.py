@@ -1,5 +1,6 @@
 """Positioned, vectored reads and writes that finish what they began."""
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -40,6 +41,8 @@ def write_at(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
     left = [buffer for buffer in buffers if len(buffer)]
     while left:
         count = os.pwritev(fd, left[:MAX_VECTOR], offset + done)
+        if count == 0:
+            raise OSError(errno.EIO, "a write made no progress")
         done += count
         left = _advance(left, count)
     return done

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +119,10 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
         OSError: it cannot be read.
     """
     key = parse_file_name(path.name)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hold us up
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RecordError(BadReason.FOREIGN, "not a file")
         header = read_header(fd, PAGE)
         if key is None or header.key != key or not str(path).endswith(relative_path(key)):
             raise RecordError(

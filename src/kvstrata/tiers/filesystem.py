@@ -7,6 +7,7 @@ same bytes by definition of the key.
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
@@ -46,6 +47,7 @@ TOUCH_SECONDS = 3600
 """A file's recency is renewed at most this often."""
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class FilesystemTier(Tier):
@@ -83,26 +85,27 @@ class FilesystemTier(Tier):
         self._touch = touch
 
     def prepare(self) -> None:
-        """Make the namespace's directory and describe it; turns read-only where it cannot be written.
+        """Make the namespace's directory and describe it; turns read-only where it may not be written.
+
+        A full file system does not turn it read-only, since it may get room again.
 
         Raises:
-            ConfigError: the root cannot be made or read; names it and the remedy.
+            ConfigError: the root cannot be made or read, or describes another engine; says the remedy.
         """
-        try:
-            if not self.read_only:
+        refusal = None
+        if not self.read_only:
+            try:
                 self._describe()
-        except OSError as error:
-            if not os.access(self.root, os.R_OK | os.X_OK) or not self.root.is_dir():
-                raise ConfigError(
-                    f"the option 'path' is {str(self.root)!r}, which cannot be used: {error.strerror}; "
-                    f"give a directory that this user may create, read and write"
-                ) from error
-            self.read_only = True
-        if not os.access(self.root, os.R_OK | os.X_OK):
-            raise ConfigError(
-                f"the option 'path' is {str(self.root)!r}, which does not exist or cannot be read; "
-                f"give a directory that this user may read"
-            )
+                self.read_only = not os.access(self.directory, os.W_OK)
+            except OSError as error:
+                refusal = error
+                self.read_only = error.errno not in _FULL
+        for directory, required in ((self.root, True), (self.directory, False)):
+            try:
+                os.stat(f"{directory}/.")  # fails where the files inside could not be reached
+            except OSError as error:
+                if required or error.errno != errno.ENOENT:
+                    raise _unusable(directory, refusal or error) from error
         self._check_description()
 
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
@@ -132,15 +135,15 @@ class FilesystemTier(Tier):
         path = f"{self._base}/{relative_path(key)}"
         geometry = self._geometries[group_of(key)]
         try:
-            if self._stored_from(path, geometry) <= first_block:
+            if self._stored_from(path, key, geometry) <= first_block:
                 return Present()
             header = describe(self._fingerprint, key, geometry, payload, first_block)
             body = payload[first_block * geometry.block_bytes : geometry.payload_bytes]
             publish(path, [memoryview(encode(header)), body], fsync=self._fsync)
-            if not os.path.exists(f"{self._base}/{NAMESPACE_FILE}"):
-                self._describe()  # somebody removed the directory under us, and the write made it anew
         except OSError as error:
             return Failed(errno.errorcode.get(error.errno or 0, "EIO"), f"{path}: {error.strerror}")
+        with contextlib.suppress(OSError):
+            self._describe()  # if somebody removed the directory under us, the write made it anew
         return Stored(len(body))
 
     def remove(self, key: ChunkKey) -> bool:
@@ -201,7 +204,7 @@ class FilesystemTier(Tier):
             with contextlib.suppress(OSError):
                 os.utime(fd)
 
-    def _stored_from(self, path: str, geometry: GroupGeometry) -> int:
+    def _stored_from(self, path: str, key: ChunkKey, geometry: GroupGeometry) -> int:
         """First block of the record that is there already; beyond every block when there is none."""
         nothing = geometry.blocks_per_chunk
         try:
@@ -210,6 +213,7 @@ class FilesystemTier(Tier):
             return nothing
         try:
             header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
+            check_identity(header, self._fingerprint, key, geometry)
             whole = os.fstat(fd).st_size >= header.record_bytes
             return header.first_block if whole else nothing
         except RecordError:
@@ -218,20 +222,27 @@ class FilesystemTier(Tier):
             os.close(fd)
 
     def _describe(self) -> None:
-        path = self.directory / NAMESPACE_FILE
-        if not path.exists():
-            publish(str(path), [memoryview(self._namespace.to_json().encode())])
+        path = f"{self._base}/{NAMESPACE_FILE}"
+        if not os.path.exists(path):
+            publish(path, [memoryview(self._namespace.to_json().encode())], fsync=self._fsync)
 
     def _check_description(self) -> None:
         path = self.directory / NAMESPACE_FILE
+        ours = self._namespace.to_json()
         try:
-            found = path.read_text()
+            found = json.loads(path.read_bytes())["covers"]
         except OSError:
-            return  # read-only, and nothing stored here yet
-        if found != self._namespace.to_json():
+            return  # only people need it, and there may be nothing stored here yet
+        except (ValueError, TypeError, LookupError):
+            if not self.read_only:  # damaged, as after a power failure
+                with contextlib.suppress(OSError):
+                    publish(str(path), [memoryview(ours.encode())], fsync=self._fsync)
+            return
+        # The model's name is not compared: one model may be served under two names.
+        if found != json.loads(ours)["covers"]:
             raise ConfigError(
                 f"{path} describes another engine than this one, though their fingerprints are equal; "
-                f"if the file was edited or damaged, remove it"
+                f"if the file was edited, remove it"
             )
 
 
@@ -266,6 +277,14 @@ def _read_blocks(fd: int, header: RecordHeader, into: memoryview, first_block: i
         for one in range(block, end):
             header.verify(one, into[one * size : (one + 1) * size])
     return (header.blocks - first_block) * size
+
+
+def _unusable(directory: Path, error: OSError) -> ConfigError:
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    return ConfigError(
+        f"the option 'path' cannot be used: {directory}: {error.strerror} ({name}); "
+        f"give a directory that this user may create, read and write"
+    )
 
 
 def _read_error(error: OSError) -> ReadOutcome:
