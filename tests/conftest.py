@@ -7,5 +7,8 @@ import hypothesis
 # A slow shared machine is no bug: time limits belong to pytest-timeout. What a run finds is printed
 # as a blob, so that it can be repeated elsewhere.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
-hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"))
+# Continuous integration judges a change, so it asks the same questions every time.
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")

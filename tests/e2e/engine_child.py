@@ -36,8 +36,8 @@ PRELOADED = (
     "vllm.v1.worker.cpu_worker",
 )
 CONNECTOR = {
+    # By name alone: the package's entry point makes it known. The demo gives the module path.
     "kv_connector": "KVStrataConnector",
-    "kv_connector_module_path": "kvstrata.vllm_plugin",
     "kv_role": "kv_both",
 }
 
