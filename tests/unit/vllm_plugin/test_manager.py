@@ -1,5 +1,6 @@
 """The manager over a real arena and real files, called as vLLM's scheduler calls it."""
 
+import copy
 import random
 import threading
 import time
@@ -279,6 +280,16 @@ def test_reset_turns_to_a_fresh_namespace(start, tmp_path: Path) -> None:
     assert engine.lookup("a", 2) == [MISS] * 4  # and the second reset is as good as the first
 
 
+def test_engines_that_were_reset_do_not_meet(start) -> None:
+    """Each may have got other weights, and nothing says which."""
+    first, second = start(), start()
+    first.manager.reset_cache()
+    second.manager.reset_cache()
+    first.store(keys_of("a", 2))
+    first.idle()
+    assert second.lookup("a", 2) == [MISS] * 4
+
+
 def test_tokens_are_counted_by_where_they_came_from(start) -> None:
     first = start()
     first.store(keys_of("a", 2))
@@ -384,9 +395,11 @@ def test_every_sample_reaches_vllm(metric: m.Metric) -> None:
     stats = to_vllm(counters.take())
     assert isinstance(stats, OffloadingConnectorStats) and not stats.is_empty()
     # As vLLM does it: through another process, and joined with what was there.
-    joined = OffloadingConnectorStats().aggregate(OffloadingConnectorStats(data=stats.data))
+    joined = OffloadingConnectorStats()
+    for _ in range(2):
+        joined = joined.aggregate(OffloadingConnectorStats(data=copy.deepcopy(stats.data)))
     value = joined.data["data"][f"vllm:{metric.name}"][labels]
-    expected = {m.Kind.COUNTER: 5.0, m.Kind.GAUGE: 2.5, m.Kind.HISTOGRAM: [2.5, 2.5]}
+    expected = {m.Kind.COUNTER: 10.0, m.Kind.GAUGE: 2.5, m.Kind.HISTOGRAM: [2.5] * 4}
     assert value == expected[metric.kind]
     assert to_vllm(counters.take()) is None
 
