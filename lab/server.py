@@ -75,7 +75,10 @@ class EngineServer:
             *("--max-model-len", str(max_model_len), "--max-num-seqs", "8"),
             *("--kv-cache-memory-bytes", str(device_bytes)),
             *("--distributed-executor-backend", "uni"),
-            *("--shutdown-timeout", "20"),  # else vLLM kills its engine core, and with it queued writes
+            *(
+                "--shutdown-timeout",
+                "20",
+            ),  # else vLLM kills its engine core, and with it queued writes
             *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *(() if hybrid else ("--disable-hybrid-kv-cache-manager",)),
             *(() if kv is None else ("--kv-transfer-config", _transfer_config(kv))),

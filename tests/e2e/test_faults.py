@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kvstrata.testing.damage import damage, forge
 
 from kvstrata.chunks.key import make_key, relative_path
+from kvstrata.testing.damage import damage, forge
 from kvstrata.tiers.catalog import check_record, iter_namespaces, iter_records
 from lab.models import prompt_ids
 

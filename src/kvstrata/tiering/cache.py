@@ -19,8 +19,9 @@ from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import Tier
 
-RESET_STEPS = 3
-"""Scheduler steps after a reset in which a device copy may still be under way."""
+RESET_STEPS = 32
+"""Scheduler steps after a reset in which a device copy may still be under way; far more than any engine
+schedules ahead, since a place that comes free too early would be written by two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import group_of, make_key
 from kvstrata.clock import ManualClock
-from kvstrata.tiering.cache import TieredCache
+from kvstrata.tiering.cache import RESET_STEPS, TieredCache
 from kvstrata.tiering.planner import GroupKeys, RequestShape
 from kvstrata.tiering.runner import Runner
 from kvstrata.tiers.memory import MemoryTier
@@ -323,7 +323,7 @@ def test_after_a_reset_nothing_old_is_readable_and_all_places_come_back(bench: B
     bench.cache.complete_store(storing, {}, frozenset())  # late word from before the reset
     assert not any(bench.memory.held(key) for key in storing)
     assert bench.settle("again", shape) == 0
-    for _ in range(6):
+    for _ in range(RESET_STEPS + 1):
         bench.cache.tick()
     bench.idle()
     assert not bench.memory.in_use and fresh.held == {}
