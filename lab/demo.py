@@ -1,7 +1,8 @@
 """The main job, seen: one hybrid model, real servers, the same prompt from every tier.
 
 `python -m lab.demo` (or `make demo`) prints a table as it goes and writes `build/demo/report.json` and
-`build/demo/ttft.png`.
+`build/demo/ttft.png`. The files that it reads are still in the page cache: the storage steps show what
+kvstrata and the engine cost, not a disk (for that see `lab.bench.ttft`).
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lab import report
 from lab.client import Answer
@@ -80,10 +81,15 @@ class Demo:
             server.warm_up(8)  # the engine publishes its counters when it steps
             row.bytes_read = round(server.client.metrics().get(counter, 0) - before)
         self.rows.append(row)
-        self.console.print(
-            f"  {step:22} {row.ttft_ms:9.1f} ms  {row.speedup:7.1f}x  "
-            f"{row.cached_tokens:6} cached  {'identical' if row.identical else 'DIFFERENT'}"
-        )
+        self.console.print(line(row), highlight=False)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A line that says what is waited for, and since when; a terminal takes it away again."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            progress.add_task(what, total=None)
+            yield
 
     @contextmanager
     def server(self, name: str, directory: str, *, hybrid: bool = True) -> Iterator[EngineServer]:
@@ -98,52 +104,49 @@ class Demo:
             device_bytes=1 << 30,
             threads=os.cpu_count() or 1,
         )
-        with self.console.status(f"starting {name}"):
-            server.start()
-            server.warm_up()
         try:
+            with self.waiting(f"starting {name}"):
+                server.start()
+                server.warm_up()
             yield server
         finally:
-            with self.console.status(f"stopping {name}"):
+            with self.waiting(f"stopping {name}"):
                 server.stop()
 
     def run(self) -> None:
         """All steps, in order."""
+        self.console.print(HEADER, style="bold", highlight=False)
         with self.server("first server", "kv") as first:
-            with self.console.status("computing the prompt"):
+            with self.waiting(f"computing {PROMPT_TOKENS:,} tokens"):
                 self.ask("cold", first)
             self.ask("device", first)
             first.client.reset_prefix_cache()
             self.ask("memory", first, DEVICE_LOAD)
-            with self.console.status("waiting until everything is stored"):
+            with self.waiting("waiting until everything is stored"):
                 first.wait_idle()
         with self.server("first server, restarted", "kv") as first:
             self.ask("storage_restart", first, STORAGE_READ)
             with self.server("second server", "kv") as second:
                 self.ask("storage_other_replica", second, STORAGE_READ)
         with self.server("hybrid-unaware server", "kv-unaware", hybrid=False) as unaware:
-            with self.console.status("computing the prompt"):
+            with self.waiting(f"computing {PROMPT_TOKENS:,} tokens"):
                 unaware.client.complete(prompt_ids(PROMPT_TOKENS, seed=16), 1)
-            unaware.wait_idle()
+            with self.waiting("waiting until everything is stored"):
+                unaware.wait_idle()
         with self.server("hybrid-unaware server, restarted", "kv-unaware", hybrid=False) as again:
             self.ask("storage_unaware", again, STORAGE_READ)
 
 
-def table(rows: list[Row]) -> Table:
-    """The result as a person reads it."""
-    shown = Table(title=f"{MODEL}, {PROMPT_TOKENS} prompt tokens")
-    for column in ("step", "TTFT ms", "speed-up", "cached tokens", "identical", "MiB read"):
-        shown.add_column(column, justify="left" if column == "step" else "right")
-    for row in rows:
-        shown.add_row(
-            row.step,
-            f"{row.ttft_ms:.1f}",
-            f"{row.speedup:.1f}x",
-            str(row.cached_tokens),
-            "yes" if row.identical else "NO",
-            f"{row.bytes_read / 2**20:.1f}" if row.bytes_read else "-",
-        )
-    return shown
+HEADER = f"{'step':22} {'TTFT ms':>10} {'speed-up':>9} {'cached':>7} {'MiB read':>9}  tokens"
+
+
+def line(row: Row) -> str:
+    """One row as a person reads it, below `HEADER`."""
+    read = f"{row.bytes_read / 2**20:.1f}" if row.bytes_read else "-"
+    return (
+        f"{row.step:22} {row.ttft_ms:10,.1f} {row.speedup:8,.1f}x {row.cached_tokens:7} {read:>9}"
+        f"  {'identical' if row.identical else 'DIFFERENT'}"
+    )
 
 
 def failures(rows: list[Row]) -> list[str]:
@@ -155,6 +158,11 @@ def failures(rows: list[Row]) -> list[str]:
         f"{row.step}: only {row.speedup}x faster than a recompute, expected {AIM}x"
         for row in rows
         if row.step.startswith("storage") and row.speedup < AIM
+    ]
+    found += [
+        f"{row.step}: nothing was read from files"
+        for row in rows
+        if row.step.startswith("storage") and not row.bytes_read
     ]
     return found
 
@@ -183,12 +191,12 @@ def main() -> int:
     console = Console()
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
-    with console.status("making the model"):
-        ensure(MODEL)
     demo = Demo(console)
+    with demo.waiting(f"making the model {MODEL}"):
+        ensure(MODEL)
+    console.print(f"{MODEL}, {PROMPT_TOKENS:,} prompt tokens, {ANSWER_TOKENS} generated, greedy")
     demo.run()
     save(demo.rows)
-    console.print(table(demo.rows))
     console.print(f"report: {_relative(DIRECTORY / 'report.json')}")
     console.print(f"picture: {_relative(DIRECTORY / 'ttft.png')}")
     wrong = failures(demo.rows)

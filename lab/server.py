@@ -1,6 +1,11 @@
-"""A real vLLM server on this machine: started, awaited, stopped, and never left behind."""
+"""A real vLLM server on this machine: started, awaited, stopped, and never left behind.
+
+A server leads a process group of its own, so that stopping it reaches its engine core too, and the kernel
+ends it when the thread that started it dies, however that happens.
+"""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -19,7 +24,13 @@ from lab.models import ensure, prompt_ids
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 TAIL_BYTES = 3000
-IDLE_GAUGES = ("vllm:kvstrata_queue_depth{queue=write}",)
+IDLE_GAUGES = (
+    "vllm:kvstrata_chunks{state=writing,tier=memory}",
+    "vllm:kvstrata_queue_depth{queue=write}",
+)
+"""All are zero when everything stored so far has reached the files."""
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LIBC = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
 SMALL_MACHINE = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -75,10 +86,8 @@ class EngineServer:
             *("--max-model-len", str(max_model_len), "--max-num-seqs", "8"),
             *("--kv-cache-memory-bytes", str(device_bytes)),
             *("--distributed-executor-backend", "uni"),
-            *(
-                "--shutdown-timeout",
-                "20",
-            ),  # else vLLM kills its engine core, and with it queued writes
+            # Without it vLLM kills its engine core, and with it the writes that wait.
+            *("--shutdown-timeout", "20"),
             *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *(() if hybrid else ("--disable-hybrid-kv-cache-manager",)),
             *(() if kv is None else ("--kv-transfer-config", _transfer_config(kv))),
@@ -109,6 +118,8 @@ class EngineServer:
     def start(self) -> None:
         """Start and wait until it answers.
 
+        The server lives no longer than the thread that calls this.
+
         Raises:
             ServerError: it died or took too long.
         """
@@ -121,12 +132,14 @@ class EngineServer:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         deadline = time.monotonic() + START_SECONDS
         try:
             while not self.client.healthy():
-                if self._process.poll() is not None:
-                    raise ServerError(f"the server died at its start\n{self.tail()}")
+                status = self._process.poll()
+                if status is not None:
+                    raise ServerError(f"the server ended with status {status}\n{self.tail()}")
                 if time.monotonic() > deadline:
                     raise ServerError(f"no answer within {START_SECONDS:g} s\n{self.tail()}")
                 time.sleep(0.1)
@@ -150,33 +163,39 @@ class EngineServer:
         while time.monotonic() < deadline:
             self.client.complete(prompt_ids(8, seed=1), max_tokens=1)
             found = self.client.metrics()
-            if all(found.get(name, 0) == 0 for name in IDLE_GAUGES):
+            # A gauge that is missing has not been published yet: that is not idle.
+            if all(found.get(name) == 0 for name in IDLE_GAUGES):
                 return
             time.sleep(0.3)
         raise ServerError(f"still writing after {seconds:g} s\n{self.tail()}")
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that does not end it."""
+        """SIGTERM, which lets it finish its writes, and SIGKILL for what that does not end."""
         self.client.close()
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             return
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                self._process.wait(STOP_SECONDS)
+        self.kill()  # an engine core can outlive a server that died
 
     def kill(self) -> None:
         """SIGKILL, for it and all its processes."""
-        if self._process is None:
+        process, self._process = self._process, None  # once ended, its number may be another's
+        if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # it leads its own group
-        self._process.wait()
+            os.killpg(process.pid, signal.SIGKILL)  # it leads its own group
+        process.wait()
 
     def tail(self) -> str:
         """The end of the log."""
         return self.log.read_text(errors="replace")[-TAIL_BYTES:]
+
+
+def _die_with_parent() -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _transfer_config(kv: Mapping[str, Any]) -> str:

@@ -105,6 +105,17 @@ class Promotions:
         load = self._loads.get(request)
         return load.plan.boundary if load is not None and load.plan is not None else None
 
+    def covers(self, request: str, boundary: int) -> bool:
+        """Whether resuming at `boundary` reads only bytes that the ready load brought.
+
+        A chunk that a window enters in its middle may hold only the blocks from there on; at another
+        boundary than the planned one the window would enter it elsewhere.
+        """
+        load = self._loads.get(request)
+        if load is None or load.plan is None:
+            return False
+        return not load.first_blocks or load.plan.boundary == boundary
+
     def origin(self, request: str, key: ChunkKey) -> str:
         """Tier that a ready load's chunk came from for this request: "memory" or the storage tier's name."""
         load = self._loads.get(request)

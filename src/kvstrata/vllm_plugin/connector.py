@@ -99,7 +99,10 @@ class KVStrataConnector(OffloadingConnector):
                 self._idle = False  # once a step
                 self._manager.wait()
             return None, False
-        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        tokens, is_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if tokens and not self._manager.covers(request.request_id, num_computed_tokens + tokens):
+            return 0, False
+        return tokens, is_async
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """See vLLM; the request's load is used or not needed any more."""

@@ -135,6 +135,10 @@ class KVStrataManager(OffloadingManager):
         """See `Promotions.poll`."""
         return self.cache.loads.poll(request, shape)
 
+    def covers(self, request: str, boundary: int) -> bool:
+        """See `Promotions.covers`."""
+        return self.cache.loads.covers(request, boundary)
+
     def wait(self) -> None:
         """Give I/O threads a moment, while the engine has nothing else to do; see `IDLE_SECONDS`."""
         if self._runner is not None:

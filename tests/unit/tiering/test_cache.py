@@ -38,17 +38,22 @@ def request(chunks: int, name: str = "a", computed: int = 0) -> RequestShape:
 class Bench:
     """A cache with its parts at hand."""
 
-    def __init__(self, slots: int = 64, store_queue: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        slots: int = 64,
+        store_queue: int = 1 << 20,
+        geometries: dict[int, GroupGeometry] = GEOMETRIES,
+    ) -> None:
         self.clock = ManualClock()
         self.counters = m.Metrics()
         self.arena = bytearray(slots * 4096)
-        self.memory = MemoryTier(memoryview(self.arena), GEOMETRIES)
-        self.storage = DictTier(GEOMETRIES)
+        self.memory = MemoryTier(memoryview(self.arena), geometries)
+        self.storage = DictTier(geometries)
         self.runner = Runner(3, self.clock, 10)
         self.cache = TieredCache(
             self.memory,
             self.storage,
-            GEOMETRIES,
+            geometries,
             self.runner,
             self.clock,
             read_deadline=10,
@@ -340,3 +345,24 @@ def test_events_tell_what_came_and_went(bench: Bench) -> None:
     assert [(e.tier, e.keys, e.removed) for e in bench.cache.take_events()] == [
         ("memory", (keys[0],), True)
     ]
+
+
+def test_a_chunk_entered_in_its_middle_serves_only_the_planned_boundary() -> None:
+    full = GroupGeometry(0, GroupKind.FULL, 16, 4, (1024,))
+    window = GroupGeometry(1, GroupKind.WINDOW, 16, 4, (1024,), window_tokens=33)
+    bench = Bench(geometries={0: full, 1: window})
+    groups = [
+        GroupKeys(g, [make_key(bytes([i]) * 16, g.group) for i in range(5)]) for g in (full, window)
+    ]
+    shape = RequestShape(groups, tokens=325, computed=0)
+    for group in groups:
+        for key in group.keys:
+            bench.storage.held[key] = random.Random(key).randbytes(4096), 0
+    tail = groups[1].keys[4]
+    bench.storage.held[tail] = bench.storage.held[tail][0], 2
+    assert bench.settle("r", shape) == 320
+    assert (tail, 2) in bench.storage.reads
+    assert bench.cache.loads.readable("r", tail)
+    assert bench.cache.loads.covers("r", 320) and not bench.cache.loads.covers("r", 300)
+    assert not bench.memory.readable(tail)
+    bench.runner.close(1)
