@@ -173,6 +173,7 @@ def save(rows: list[Row]) -> dict[str, Any]:
         "rows": [asdict(row) for row in rows],
         "model": MODEL,
         "prompt_tokens": PROMPT_TOKENS,
+        "page_cache": "hot: the files were written just before",
         "machine": report.machine(),
         "versions": report.versions(),
     }

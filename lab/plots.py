@@ -1,12 +1,14 @@
 """Pictures of results."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RECOMPUTE = "#9aa5b1"
 CACHED = "#2b7de9"
@@ -39,32 +41,41 @@ def bars(path: Path, rows: Sequence[tuple[str, float, str]], title: str, unit: s
     pyplot.close(figure)
 
 
-def curves(
-    path: Path,
-    series: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
-    title: str,
-    x_label: str,
-    y_label: str,
-) -> None:
-    """Lines on two logarithmic axes.
+@dataclass(frozen=True)
+class Curve:
+    """One line of `curves`; `style` is matplotlib's marker and dash, such as "o-"."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    style: str
+    colour: str
+
+
+def curves(path: Path, series: Sequence[Curve], title: str, x_label: str, y_label: str) -> None:
+    """Lines of factors by numbers of tokens, on two logarithmic axes.
 
     Args:
         path: of the PNG.
-        series: name, x values, y values and line style of each.
+        series: the lines; x in tokens, y a factor.
         title: above the picture.
         x_label: below.
         y_label: beside.
     """
-    figure, axes = pyplot.subplots(figsize=(8, 4.6))
-    for name, xs, ys, style in series:
-        axes.plot(xs, ys, style, label=name)
+    figure, axes = pyplot.subplots(figsize=(10, 4.8))
+    for curve in series:
+        axes.plot(curve.xs, curve.ys, curve.style, color=curve.colour, label=curve.name, ms=5)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1024:g}K"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}x"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
