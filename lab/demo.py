@@ -87,7 +87,8 @@ class Demo:
     def waiting(self, what: str) -> Iterator[None]:
         """A line that says what is waited for, and since when; a terminal takes it away again."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        hidden = not self.console.is_terminal  # a log has no use for it
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
             progress.add_task(what, total=None)
             yield
 

@@ -37,6 +37,9 @@ PUBLISHED = {16384: 4.8, 32768: 7.3, 65536: 10.6, 98304: 13.4, 131072: 16.8}
 STYLES = {"device": "D-.", "memory": "o-", "storage": "s-", "storage_cold": "^:"}
 """Marker and line of each case in the picture."""
 COLOURS = (CACHED, "#e0672b")
+DEVICE_BYTES = 384 << 20
+"""Room for two of the longest prompts. No more, so that after the first ones every page of it has been
+touched: a page fault in a load would be charged to it, and a GPU's memory has none."""
 FLUSH_SEED = 900
 FEWEST_ROUNDS = 3
 """Taken even if the time is up: fewer would hide the spread."""
@@ -167,7 +170,7 @@ def run_model(
         DIRECTORY / f"ttft-{model}.log",
         kv={"path": str(directory), "memory": arena_bytes(model, max(lengths))},
         max_model_len=max(lengths) + 1024,
-        device_bytes=2 << 30,
+        device_bytes=DEVICE_BYTES,
         threads=os.cpu_count() or 1,
     )
     with server:
