@@ -155,6 +155,7 @@ class EngineServer:
         """Wait until everything stored so far has been written.
 
         vLLM publishes what connectors count only when its engine steps, so tiny requests keep it going.
+        Only for a server with `kv`: a stock one publishes nothing of the kind.
 
         Raises:
             ServerError: not in time.

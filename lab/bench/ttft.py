@@ -8,6 +8,7 @@ after `sync`); a disk behind a virtual machine may still have them in its host's
 """
 
 import argparse
+import errno
 import os
 import shutil
 import statistics
@@ -126,25 +127,29 @@ def drop_pages(directory: Path) -> None:
     """Let the page cache forget every file below a directory.
 
     Raises:
-        RuntimeError: it did not: a file system that lives in memory, say.
+        RuntimeError: it kept more than a few: a file system that lives in memory, say.
     """
     kept = 0
-    for path in directory.rglob("*.kv"):
+    paths = list(directory.rglob("*.kv"))
+    for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             kept += is_cached(fd)
         finally:
             os.close(fd)
-    if kept:
-        raise RuntimeError(f"{kept} files below {directory} stay in the page cache")
+    if kept * 20 > len(paths):
+        raise RuntimeError(f"{kept} of {len(paths)} files stay in the page cache")
 
 
 def is_cached(fd: int) -> bool:
     """Whether a file's first page can be read without waiting for a disk."""
     try:
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
+    except OSError as error:
+        # EOPNOTSUPP: this file system does not tell, and is given the benefit of the doubt.
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
         return False
     return True
 
