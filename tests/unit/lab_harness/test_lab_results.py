@@ -9,6 +9,7 @@ from rich.console import Console
 from lab import demo, models, plots
 from lab.bench import results, ttft
 from lab.demo import Row
+from lab.exclusive import OccupiedError, exclusive
 from lab.server import EngineServer
 
 COLD = Row("cold", 9000.0, 0, 1.0, True, 0)
@@ -128,6 +129,19 @@ def test_pages_that_stay_are_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
         ttft.drop_pages(tmp_path)
 
 
+def test_only_one_measures(tmp_path: Path) -> None:
+    lock = tmp_path / "made" / "lock"
+    with exclusive(lock), pytest.raises(OccupiedError, match="try again"), exclusive(lock):
+        pytest.fail("both hold it")
+    with exclusive(lock):
+        pass
+
+
+def test_labels_say_time_factor_and_what_was_read() -> None:
+    assert demo.label(COLD) == "9,000 ms"
+    assert demo.label(STORAGE) == "100 ms   90x   42 MiB"
+
+
 def test_bars_take_any_number_of_rows(tmp_path: Path) -> None:
-    plots.bars(tmp_path / "one.png", [("cold", 10.0, "10 ms")], "title", "ms")
+    plots.bars(tmp_path / "one.png", [("cold", 10.0, "10 ms", "red")], "title", "ms")
     assert (tmp_path / "one.png").exists()
