@@ -43,6 +43,8 @@ DEVICE_BYTES = 384 << 20
 """Room for two of the longest prompts. No more, so that after the first ones every page of it has been
 touched: a page fault in a load would be charged to it, and a GPU's memory has none."""
 FLUSH_SEED = 900
+TABLE_WIDTH = 140
+"""Columns of text: cells of a table that wraps cannot be compared."""
 FEWEST_ROUNDS = 3
 """Taken even if the time is up: fewer would hide the spread."""
 
@@ -264,7 +266,7 @@ def main() -> int:
         "--minutes", type=float, default=12, help="aim to end after so many (default 12)"
     )
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=max(TABLE_WIDTH, Console().width))
     try:
         with exclusive(report.MEASURING):
             run(arguments.quick, arguments.minutes * 60, console)
