@@ -87,6 +87,13 @@ READ_DEADLINES = Metric(
     Kind.COUNTER,
     "Requests whose chunks did not come from storage in time and that were computed instead.",
 )
+JUNCTIONS = Metric(
+    "kvstrata_junctions",
+    Kind.COUNTER,
+    "Requests that keep windowed groups at a boundary besides their prompt's end, because others can use "
+    "it: shared, where the tiers hold the same beginning; answer, at the end of the answer.",
+    ("reason",),
+)
 LOAD_WAIT = Metric(
     "kvstrata_load_wait_seconds",
     Kind.HISTOGRAM,
@@ -110,6 +117,7 @@ ALL = (
     WRITES_DROPPED,
     BAD_RECORDS,
     READ_DEADLINES,
+    JUNCTIONS,
     LOAD_WAIT,
     STUCK_THREADS,
 )

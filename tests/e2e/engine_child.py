@@ -25,7 +25,7 @@ os.environ.update(
 from vllm import LLM, SamplingParams
 from vllm.v1.metrics.reader import Counter, Gauge
 
-from lab.models import ensure
+from lab.models import RECIPES, ensure
 
 PRELOADED = (
     "kvstrata.vllm_plugin.connector",
@@ -48,17 +48,15 @@ class Child:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._llm = LLM(
             model=str(ensure(settings["model"])),
-            dtype="float32",
             enforce_eager=True,
             max_model_len=settings.get("max_model_len", 4096),
             max_num_seqs=4,
             kv_cache_memory_bytes=settings.get("device_bytes", 64 << 20),
-            block_size=128,
             enable_prefix_caching=True,
             distributed_executor_backend="uni",
             disable_log_stats=False,
             kv_transfer_config={**CONNECTOR, "kv_connector_extra_config": settings["extra"]},
-            **settings.get("engine", {}),
+            **{**RECIPES[settings["model"]].engine, **settings.get("engine", {})},
         )
 
     def ask(self, prompts: list[list[int]], max_tokens: int = 16) -> list[dict[str, Any]]:

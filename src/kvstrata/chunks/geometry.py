@@ -90,9 +90,9 @@ class GroupGeometry:
     def window_chunks(self, boundary: int) -> int:
         """Chunks, ending with the one that holds `boundary`'s last token, that must be held.
 
-        The rule of vLLM's `get_sliding_window_size_in_chunks` and
-        `GroupOffloadConfig.load_window_size_in_chunks`: at a boundary inside a chunk the window reaches
-        one chunk further left. Only for windowed groups.
+        The rule of vLLM's `GroupOffloadConfig.load_window_size_in_chunks`: at a boundary inside a chunk
+        the window reaches one chunk further left. Unlike `get_sliding_window_size_in_chunks`, only what
+        a load brings counts: the window without the token that is computed. Only for windowed groups.
 
         Args:
             boundary: tokens before the point where the request resumes.
@@ -104,11 +104,7 @@ class GroupGeometry:
             return ceil_div(self.window_tokens, chunk)
         assert self.kind is GroupKind.WINDOW
         reach = self.window_tokens - 1 + self.extra_tokens
-        return max(
-            ceil_div(self.window_tokens, chunk),
-            ceil_div(reach, chunk),
-            ceil_div(reach + -boundary % chunk, chunk),
-        )
+        return max(ceil_div(reach + -boundary % chunk, chunk), 1)
 
     def first_token(self, boundary: int) -> int:
         """First token whose KV a request that resumes at `boundary` reads from this group.

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from kvstrata import __version__
 from kvstrata.cli import console
 from kvstrata.cli.clearing import clear
+from kvstrata.cli.doctor import doctor
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
 from kvstrata.cli.verification import verify
@@ -41,7 +42,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
-    help="Look at, check and clear the files of a kvstrata cache.",
+    help="Look at, check and clear the files of a kvstrata cache, and find what keeps it from hitting.",
 )
 
 
@@ -51,13 +52,14 @@ def _main(
         False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
     ),
 ) -> None:
-    """Look at, check and clear the files of a kvstrata cache."""
+    """Look at, check and clear the files of a kvstrata cache, and find what keeps it from hitting."""
 
 
 app.command()(inspect)
 app.command()(verify)
 app.command()(clear)
 app.command()(options)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Load:
         first_blocks: needed block of chunks that are not needed whole; see `LoadPlan.needs`.
         jobs: I/O under way for this load, with the chunks that each job brings (none for a survey).
         rounds: surveys made.
+        shared: see `LoadPlan.shared`; the largest of all plans.
     """
 
     shape: RequestShape
@@ -63,6 +64,7 @@ class Load:
     first_blocks: dict[ChunkKey, int] = field(default_factory=dict)
     jobs: list[tuple[Job, frozenset[ChunkKey]]] = field(default_factory=list)
     rounds: int = 0
+    shared: int = 0
 
     def same_request(self, shape: RequestShape) -> bool:
         """Whether `shape` asks for the same chunks as this load was planned for."""

@@ -11,6 +11,7 @@ shows when its read misses, and the request is planned again), and only what the
 read.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -91,10 +92,13 @@ class LoadPlan:
     Attributes:
         boundary: tokens; the request's `computed` when nothing can be loaded.
         parts: one for each group that needs chunks.
+        shared: tokens that the full groups alone could resume at; beyond `boundary` where a windowed
+            group has nothing. 0 for a model without full groups, or without windowed ones.
     """
 
     boundary: int
     parts: tuple[Part, ...]
+    shared: int = 0
 
     def needs(self) -> list[tuple[ChunkKey, int]]:
         """Every chunk with the block where its needed bytes begin."""
@@ -103,6 +107,27 @@ class LoadPlan:
             for part in self.parts
             for index, key in enumerate(part.keys)
         ]
+
+
+def junction(shape: RequestShape, shared: int) -> int:
+    """Where windowed groups should be kept so that the next request with this beginning is served.
+
+    Another request computed the first `shared` tokens and left its full groups' chunks, but windowed
+    groups are kept at the ends of prompts only: its own end, not where this request parts from it. This
+    request computes the tokens once more; what it passes at the junction, it can leave for all others.
+
+    Args:
+        shape: the request.
+        shared: see `LoadPlan.shared`.
+
+    Returns:
+        Tokens, a multiple of every group's chunk so that no chunk reaches beyond; 0 when there is
+        nothing to keep, or when the end of the prompt, which is kept anyway, is the same boundary.
+    """
+    step = math.lcm(*(group.geometry.tokens_per_chunk for group in shape.groups))
+    boundary = shared // step * step
+    kept_anyway = (shape.tokens - 1) // step * step
+    return boundary if shape.computed < boundary < kept_anyway else 0
 
 
 def plan_load(shape: RequestShape, presence: Presence, *, exact: bool = False) -> LoadPlan:
@@ -124,6 +149,8 @@ def plan_load(shape: RequestShape, presence: Presence, *, exact: bool = False) -
         limit = _full_limit(shape, group, limit, presence, exact)
         if limit - shape.computed < group.geometry.tokens_per_chunk:
             return nothing
+    shared = limit if full and windowed else 0
+    nothing = LoadPlan(shape.computed, (), shared)
     windowed.sort(key=lambda group: group.geometry.window_chunks(0), reverse=True)
     before = None
     while limit != before:
@@ -135,7 +162,7 @@ def plan_load(shape: RequestShape, presence: Presence, *, exact: bool = False) -
             limit = _window_limit(shape, group, limit, presence)
             if limit - shape.computed < group.geometry.tokens_per_chunk:
                 return nothing
-    return LoadPlan(limit, tuple(_part(shape, group, limit) for group in shape.groups))
+    return LoadPlan(limit, tuple(_part(shape, group, limit) for group in shape.groups), shared)
 
 
 def _is_state(geometry: GroupGeometry) -> bool:

@@ -12,7 +12,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.loads import Load, Phase, batches, reserve
-from kvstrata.tiering.planner import LoadPlan, RequestShape, plan_load
+from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
@@ -104,6 +104,16 @@ class Promotions:
         """The boundary of the request's ready load in tokens, or None without one."""
         load = self._loads.get(request)
         return load.plan.boundary if load is not None and load.plan is not None else None
+
+    def junction(self, request: str) -> int:
+        """Tokens at which the request should keep its windowed groups for others; see `planner.junction`.
+
+        0 for none. Only after `poll` said ready.
+        """
+        load = self._loads.get(request)
+        if load is None or load.plan is None or load.shared <= load.plan.boundary:
+            return 0
+        return junction(load.shape, load.shared)
 
     def covers(self, request: str, boundary: int) -> bool:
         """Whether resuming at `boundary` reads only bytes that the ready load brought.
@@ -221,6 +231,7 @@ class Promotions:
         def done(plan: LoadPlan | None) -> None:
             if load.phase is Phase.SURVEYING:
                 load.plan = plan or LoadPlan(load.shape.computed, ())
+                load.shared = max(load.shared, load.plan.shared)
 
         shape = load.shape
         job = self._runner.submit(Priority.SURVEY, lambda: plan_load(shape, presence), done)
@@ -359,6 +370,7 @@ class Promotions:
         load.pinned = [key for key, _ in needs]
         load.first_blocks = {key: block for key, block in needs if block}
         load.plan = plan
+        load.shared = max(load.shared, plan.shared)
         load.phase = Phase.READY
         self._counters.observe(m.LOAD_WAIT, self._clock.now() - load.started)
         promoted = sum(key in load.promoted for key in load.pinned)

@@ -17,13 +17,19 @@ CONNECTOR_NAME = "KVStrataConnector"
 
 
 def register() -> None:
-    """Make the connector known to vLLM by name (entry point `vllm.general_plugins`). Repeatable."""
+    """Make the connector known to vLLM by name (entry point `vllm.general_plugins`). Repeatable.
+
+    Runs in each of the engine's processes, before a model is loaded.
+    """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    from kvstrata.vllm_plugin.cpu_build import mend
 
     if CONNECTOR_NAME not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector(
             CONNECTOR_NAME, "kvstrata.vllm_plugin.connector", CONNECTOR_NAME
         )
+    mend()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """`KVStrataConnector`: what a user names in `--kv-transfer-config`."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -12,6 +14,7 @@ from kvstrata.tiers.arena import Arena
 from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
 from kvstrata.vllm_plugin.manager import KVStrataManager
+from kvstrata.vllm_plugin.retention import keep_answer_end, mend_windows, single_block_reason
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 
 logger = init_logger(__name__)
@@ -25,6 +28,28 @@ def select_spec(vllm_config: Any) -> None:
     extra = vllm_config.kv_transfer_config.kv_connector_extra_config
     extra.setdefault("spec_name", SPEC_NAME)
     extra.setdefault("spec_module_path", KVStrataSpec.__module__)
+    # The next turn of a conversation begins with this turn's answer.
+    extra.setdefault("offload_prompt_only", False)
+
+
+def _choose_chunks(vllm_config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Turn chunks of several blocks off where a model would never be served from them."""
+    kv_cache_config = kwargs.get("kv_cache_config", args[0] if args else None)
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    given = [key for key in ("blocks_per_chunk", "block_size") if key in extra]
+    if kv_cache_config is None or not given or extra.get("blocks_per_chunk") == 1:
+        return
+    reason = single_block_reason(kv_cache_config)
+    if reason is not None:
+        logger.warning(
+            "kvstrata: '%s' is not used: %s, so that nothing would ever be found in chunks of several "
+            "blocks; chunks are one block",
+            given[0],
+            reason,
+        )
+        for key in given:
+            del extra[key]
+        extra["blocks_per_chunk"] = 1
 
 
 class KVStrataConnector(OffloadingConnector):
@@ -41,10 +66,12 @@ class KVStrataConnector(OffloadingConnector):
                 "kvstrata needs all workers of an engine on one machine, since they share its host arena; "
                 "this engine spreads over several nodes"
             )
+        _choose_chunks(vllm_config, args, kwargs)
         super().__init__(vllm_config, role, *args, **kwargs)
         self._shapes: dict[str, RequestShape] = {}
         self._idle = False
         self._geometries: tuple[GroupGeometry, ...] = ()
+        self._step = 1
         if self.connector_scheduler is not None:
             manager = self.connector_scheduler.manager
             assert isinstance(manager, KVStrataManager)
@@ -53,7 +80,7 @@ class KVStrataConnector(OffloadingConnector):
 
     def _start(self, vllm_config: Any) -> None:
         """Lay out the arena from what the workers declared, and start serving."""
-        config = self.scheduler.config
+        config = self.scheduler.config = mend_windows(self.scheduler.config)
         options = self._manager.options
         transfer = vllm_config.kv_transfer_config
         world_size = vllm_config.parallel_config.world_size
@@ -65,6 +92,7 @@ class KVStrataConnector(OffloadingConnector):
             for i, group in enumerate(config.kv_group_configs)
         )
         groups = self._kv_cache_config.kv_cache_groups
+        self._step = math.lcm(*(geometry.tokens_per_chunk for geometry in self._geometries))
         namespace = engine_namespace(
             vllm_config,
             self._geometries,
@@ -99,6 +127,9 @@ class KVStrataConnector(OffloadingConnector):
                 self._idle = False  # once a step
                 self._manager.wait()
             return None, False
+        junction = self._manager.junction(request.request_id)
+        if junction > request.shared_prefix_boundary:
+            request.shared_prefix_boundary = junction
         tokens, is_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         if tokens and not self._manager.covers(request.request_id, num_computed_tokens + tokens):
             return 0, False
@@ -115,6 +146,9 @@ class KVStrataConnector(OffloadingConnector):
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """See vLLM; stores whose blocks and chunks disagree are withheld."""
+        for request_id in scheduler_output.finished_req_ids or ():
+            if keep_answer_end(self.scheduler, request_id, self._step):
+                self._manager.count_junction("answer")
         meta = super().build_connector_meta(scheduler_output)
         for job_id, job in meta.store_jobs.items():
             self._manager.check_store(

@@ -139,6 +139,14 @@ class KVStrataManager(OffloadingManager):
         """See `Promotions.covers`."""
         return self.cache.loads.covers(request, boundary)
 
+    def junction(self, request: str) -> int:
+        """See `Promotions.junction`."""
+        return self.cache.loads.junction(request)
+
+    def count_junction(self, reason: str) -> None:
+        """A request keeps windowed groups at one more boundary than vLLM would."""
+        self._counters.count(m.JUNCTIONS, 1, (reason,))
+
     def wait(self) -> None:
         """Give I/O threads a moment, while the engine has nothing else to do; see `IDLE_SECONDS`."""
         if self._runner is not None:
@@ -180,6 +188,8 @@ class KVStrataManager(OffloadingManager):
             tokens: of the request.
         """
         stored = self.cache.loads.stored_tokens(request, computed, loaded) if loaded else 0
+        if self.cache.loads.junction(request):
+            self.count_junction("shared")
         for tier, count in (
             ("device", computed),
             ("memory", loaded - stored),

@@ -1,4 +1,7 @@
-"""The planner's boundary equals vLLM's own lookup on the same content, for any mixture of groups."""
+"""The planner's boundary equals vLLM's own lookup on the same content, for any mixture of groups.
+
+Windows are as long as a load needs them, as the connector sets them up (`mend_windows`).
+"""
 
 from types import SimpleNamespace
 
@@ -22,6 +25,7 @@ from vllm.v1.kv_offload.base import LookupResult
 from kvstrata.chunks.key import make_key
 from kvstrata.tiering.planner import GroupKeys, RequestShape, plan_load
 from kvstrata.vllm_plugin.groups import group_geometry
+from kvstrata.vllm_plugin.retention import _mend_window
 
 BLOCK = 16
 SIZES = {"num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
@@ -42,15 +46,17 @@ def spec_of(kind: str, window: int, block: int):
 def group_config(index: int, kind: str, window: int, block: int, per_chunk: int):
     spec = spec_of(kind, window, block)
     chunk = block * per_chunk
-    return GroupOffloadConfig(
-        group_idx=index,
-        tokens_per_block=block,
-        tokens_per_chunk=chunk,
-        hashes_per_chunk=chunk // BLOCK,
-        kv_event_group_spec=None,
-        sliding_window_size_in_chunks=get_sliding_window_size_in_chunks(spec, chunk),
-        kv_cache_spec=spec,
-        manager_cls=None,
+    return _mend_window(
+        GroupOffloadConfig(
+            group_idx=index,
+            tokens_per_block=block,
+            tokens_per_chunk=chunk,
+            hashes_per_chunk=chunk // BLOCK,
+            kv_event_group_spec=None,
+            sliding_window_size_in_chunks=get_sliding_window_size_in_chunks(spec, chunk),
+            kv_cache_spec=spec,
+            manager_cls=None,
+        )
     )
 
 

@@ -1,0 +1,102 @@
+"""Asking a running engine: its models and its metrics, over HTTP."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from kvstrata.doctor.facts import ReplicaFacts
+from kvstrata.errors import ConfigError
+
+SECONDS = 10.0
+MOST_BYTES = 64 << 20
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? +(\S+)(?: +-?[0-9]+)?")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)",?')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+class Sample(NamedTuple):
+    """One line of Prometheus' text format."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def samples(text: str) -> Iterator[Sample]:
+    """Samples of Prometheus' text format; lines of any other form are passed over."""
+    for line in text.split("\n"):
+        match = None if line.startswith("#") else _LINE.fullmatch(line.strip())
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        labels = {
+            name: _ESCAPED.sub(lambda found: {"n": "\n"}.get(found[1], found[1]), shown)
+            for name, shown in _LABEL.findall(match[2] or "")
+        }
+        yield Sample(match[1], labels, value)
+
+
+def ask(url: str) -> ReplicaFacts:
+    """What the engine at `url` says of itself; an engine that cannot be asked is an answer too.
+
+    Raises:
+        ConfigError: `url` is no address of a server.
+    """
+    base = url.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise ConfigError(f"--url takes an address such as http://127.0.0.1:8000; got {url!r}")
+    try:
+        metrics = _get(f"{base}/metrics").decode(errors="replace")
+        listed = json.loads(_get(f"{base}/v1/models"))["data"]
+        models = tuple(str(model["id"]) for model in listed)
+        root = next((str(model["root"]) for model in listed if model.get("root")), "")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return ReplicaFacts(url, error=str(error) or type(error).__name__)
+    return read(url, metrics, models, root or next(iter(models), ""))
+
+
+def read(url: str, metrics: str, models: tuple[str, ...], root: str) -> ReplicaFacts:
+    """Facts from the text of `/metrics`."""
+    settings: dict[str, str] = {}
+    who: Mapping[str, str] = {}
+    counts: dict[str, dict[str, float]] = {}
+    codes: list[str] = []
+    for name, labels, value in samples(metrics):
+        if name == "vllm:cache_config_info":
+            settings = settings or dict(labels)
+        elif name == "vllm:kvstrata_info" and value:
+            who = labels
+        elif name == "vllm:kvstrata_finding" and value:
+            codes.append(labels.get("code", ""))
+        elif name.startswith("vllm:kvstrata_"):
+            label = labels.get("reason") or labels.get("tier") or ""
+            kind = counts.setdefault(name.removeprefix("vllm:kvstrata_"), {})
+            kind[label] = kind.get(label, 0) + value
+    return ReplicaFacts(
+        url,
+        models=models,
+        root=root,
+        settings=settings,
+        namespace=who.get("namespace", ""),
+        hash_seed=who.get("hash_seed", ""),
+        version=who.get("version", ""),
+        codes=tuple(dict.fromkeys(codes)),
+        bad_records=counts.get("bad_records_total", {}),
+        dropped_writes=counts.get("writes_dropped_total", {}),
+        deadlines=sum(counts.get("read_deadlines_total", {}).values()),
+        stuck=sum(counts.get("stuck_threads", {}).values()),
+        tokens=counts.get("tokens_total", {}),
+    )
+
+
+def _get(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"Accept": "*/*"})
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        body: bytes = answer.read(MOST_BYTES)
+        return body
