@@ -7,6 +7,7 @@ bytes would then go unnoticed. So here
 
 - each projection preserves variance, and each sublayer adds about as much to the residual stream as
   the embedding did: what attention read is most of what the output sees;
+- a recurrent state forgets slowly in some heads, so that a prompt's beginning is still in it;
 - queries and keys are scaled up (`Recipe.query_key_gain`), so that each position attends to a few
   tokens of its own choice, near or far, and still does so in a prompt of 32K tokens;
 - few full-attention layers among many windowed ones write louder, so that tokens beyond the window
@@ -17,7 +18,7 @@ bytes would then go unnoticed. So here
   that a server would hold back.
 """
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,13 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3TextConfig,
     GenerationConfig,
-    GptOssConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
-from lab.models import PRINTABLE, VOCAB_SIZE
+from lab.families.configuration import configuration
+from lab.families.weights import against_repetition, draw
+from lab.models import VOCAB_SIZE
 
 if TYPE_CHECKING:
     from lab.models import Recipe
@@ -57,18 +57,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-
-OUTPUT_GAIN = 3.0
-"""Standard deviation of the logits: the best of 95 stands out well above float32 noise."""
-
-SELF_PENALTY = 30.0
-"""Divided by sqrt(hidden): how much of a token's own embedding its output row has against it."""
-
-GATED_GAIN = 1.7
-"""Restores the variance that silu(gate) * up (and its gelu twin) takes away."""
-
-MEAN_GAIN = 2.0
-"""Restores roughly what averaging values under peaked attention takes away."""
 
 
 def write_checkpoint(recipe: "Recipe", directory: Path) -> None:
@@ -127,92 +115,35 @@ def _config(recipe: "Recipe") -> Any:
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
-        "dtype": "float32",
+        "dtype": recipe.engine["dtype"],
     }
-    if recipe.family == "llama":
-        rope = {"rope_type": "default", "rope_theta": 500000.0}
-        config: Any = LlamaConfig(**shared, rope_parameters=rope)
-        config.architectures = ["LlamaForCausalLM"]
-    elif recipe.family == "gemma3":
-        rotary = {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
-        }
-        config = Gemma3TextConfig(
-            **shared,
-            layer_types=recipe.layer_types,
-            sliding_window=recipe.window,
-            query_pre_attn_scalar=recipe.head_size,
-            rope_parameters=rotary,
-        )
-        config.architectures = ["Gemma3ForCausalLM"]
-    else:
-        original = 4096
-        yarn = {
-            "rope_type": "yarn",
-            "rope_theta": 150000.0,
-            "factor": recipe.max_position / original,
-            "original_max_position_embeddings": original,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-        }
-        config = GptOssConfig(
-            **shared,
-            rope_parameters=yarn,
-            layer_types=recipe.layer_types,
-            sliding_window=recipe.window,
-            num_local_experts=recipe.experts,
-            num_experts_per_tok=recipe.experts_per_token,
-        )
-        config.architectures = ["GptOssForCausalLM"]
-    return config
+    return configuration(recipe, shared)
 
 
 def _weights(recipe: "Recipe", config: Any) -> dict[str, torch.Tensor]:
     # On the meta device a model is only its names and shapes.
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(config).state_dict()
-    weights = {name: _draw(recipe, name, shape.shape) for name, shape in shapes.items()}
-    # Each token speaks against itself, or many a random network settles on one token for ever.
-    embedding = torch.nn.functional.normalize(weights["model.embed_tokens.weight"], dim=1)
-    repetition = embedding * (SELF_PENALTY / recipe.hidden**0.5)
-    weights["lm_head.weight"][PRINTABLE.start : PRINTABLE.stop] -= repetition[
-        PRINTABLE.start : PRINTABLE.stop
-    ]
+    weights = {name: draw(recipe, name, shape.shape) for name, shape in shapes.items()}
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    else:
+        embedding = next(weights[name] for name in weights if "embed" in name)
+        weights["lm_head.weight"] = against_repetition(weights["lm_head.weight"], embedding)
+    if recipe.family == "qwen3_next":
+        weights = dict(_each_expert_apart(weights))
     return weights
 
 
-def _draw(recipe: "Recipe", name: str, shape: torch.Size) -> torch.Tensor:
-    """One parameter of the model, by the rules in the module's docstring."""
-    seed = hashlib.sha256(f"{recipe.seed}/{name}".encode()).digest()
-    random = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1)
-    # gpt-oss keeps its experts as (expert, in, out), everything else is (out, in).
-    fan_in = shape[1] if len(shape) > 1 else 1
-    unit = torch.randn(shape, generator=random, dtype=torch.float32)
-    scaled = unit / fan_in**0.5
-    part = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    if part == "embed_tokens":
-        # Gemma multiplies embeddings by sqrt(hidden), the others take them as they are.
-        return scaled if recipe.family == "gemma3" else unit
-    if part in ("q_norm", "k_norm"):
-        # Gemma's norm multiplies by 1 + weight.
-        return torch.full(shape, recipe.query_key_gain**0.5 - 1.0)
-    if part == "post_attention_layernorm" and recipe.family == "gemma3":
-        layer_type = recipe.layer_types[int(name.split("layers.")[1].split(".")[0])]
-        gain = recipe.full_every**0.5 if layer_type == "full_attention" else 1.0
-        return torch.full(shape, gain - 1.0)
-    if part.endswith("norm"):
-        return torch.zeros(shape) if recipe.family == "gemma3" else torch.ones(shape)
-    if name.endswith("bias") or part == "sinks":
-        return unit * 0.05
-    if part in ("q_proj", "k_proj"):
-        return scaled * recipe.query_key_gain**0.5
-    if part == "lm_head":
-        printable = torch.zeros(shape)
-        printable[PRINTABLE.start : PRINTABLE.stop] = 1.0
-        # Rows of one length, or the few longest would win most of the time.
-        return torch.nn.functional.normalize(unit, dim=1) * printable * OUTPUT_GAIN
-    if part == "o_proj":
-        return scaled * MEAN_GAIN
-    return scaled * GATED_GAIN if part == "down_proj" else scaled
+def _each_expert_apart(weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """With the names that published checkpoints of the family use, where each expert stands alone."""
+    for name, weight in weights.items():
+        module, separator, part = name.rpartition(".experts.")
+        if not separator:
+            yield name, weight
+            continue
+        for number, expert in enumerate(weight):
+            halves = expert.chunk(2) if part == "gate_up_proj" else [expert]
+            parts = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+            for half, called in zip(halves, parts, strict=True):
+                yield f"{module}.experts.{number}.{called}.weight", half.clone()

@@ -17,9 +17,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+
+from lab.recipes import RECIPES, Recipe
 
 MODELS_ROOT = Path(__file__).resolve().parent.parent / "build" / "models"
 RECIPE_FILE = "recipe.json"
@@ -29,134 +30,6 @@ VOCAB_SIZE = 264
 
 PRINTABLE = range(0x20, 0x7F)
 """Token ids that a model may generate and that prompts are made of: printable ASCII bytes."""
-
-Family = Literal["llama", "gemma3", "gpt_oss"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one tiny model is made of.
-
-    Sizes are in elements, `window` and `max_position` in tokens. `full_every` is the layer pattern:
-    1 means that each layer has full attention, n > 1 that every n-th layer has it and the layers
-    between see only the last `window` tokens. `query_key_gain` is the standard deviation that the
-    attention logits of unrelated tokens have: e**(gain**2) is about the factor by which attention
-    is more peaked than a plain mean. `experts` > 0 makes the MLP a mixture with `experts_per_token`
-    active. `seed` is the only source of randomness.
-    """
-
-    family: Family
-    purpose: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    full_every: int = 1
-    window: int = 0
-    max_position: int = 40960
-    query_key_gain: float = 3.0
-    experts: int = 0
-    experts_per_token: int = 0
-    seed: int = 1
-
-    @property
-    def layer_types(self) -> list[str]:
-        """Attention kind of each layer, by the names that model configurations use."""
-        return [
-            "full_attention" if (layer + 1) % self.full_every == 0 else "sliding_attention"
-            for layer in range(self.layers)
-        ]
-
-
-# The two for benchmarks have one key-value head and few query heads: where a CPU has no AVX-512,
-# attention runs at some 20 GFLOP/s a core, and 32K tokens have to be recomputed in two minutes.
-RECIPES: dict[str, Recipe] = {
-    "llama": Recipe(
-        family="llama",
-        purpose="full attention only, one KV cache group: the plain case of the tests",
-        layers=4,
-        hidden=256,
-        intermediate=512,
-        heads=4,
-        key_value_heads=2,
-        head_size=64,
-    ),
-    "llama-bench": Recipe(
-        family="llama",
-        purpose="full attention for TTFT up to 32K tokens: 4 KiB of cache a token, few query heads",
-        layers=8,
-        hidden=512,
-        intermediate=1536,
-        heads=2,
-        key_value_heads=1,
-        head_size=64,
-    ),
-    "gemma3-1to1": Recipe(
-        family="gemma3",
-        purpose="window of 128 alternating with full attention: one windowed group, one full",
-        layers=6,
-        hidden=256,
-        intermediate=512,
-        heads=4,
-        key_value_heads=2,
-        head_size=64,
-        full_every=2,
-        window=128,
-    ),
-    "gemma3-5to1": Recipe(
-        family="gemma3",
-        purpose="five windowed layers (128) to one full: several windowed groups",
-        layers=12,
-        hidden=256,
-        intermediate=512,
-        heads=4,
-        key_value_heads=2,
-        head_size=64,
-        full_every=6,
-        window=128,
-    ),
-    "gemma3-w1024": Recipe(
-        family="gemma3",
-        purpose="a window of several blocks (1024), five to one, one layer a group",
-        layers=6,
-        hidden=256,
-        intermediate=512,
-        heads=4,
-        key_value_heads=2,
-        head_size=64,
-        full_every=6,
-        window=1024,
-    ),
-    "gemma3-bench": Recipe(
-        family="gemma3",
-        purpose="hybrid five to one, window 1024, for the demo and the benchmarks",
-        layers=12,
-        hidden=512,
-        intermediate=1024,
-        heads=4,
-        key_value_heads=1,
-        head_size=64,
-        full_every=6,
-        window=1024,
-    ),
-    "gpt-oss": Recipe(
-        family="gpt_oss",
-        purpose="window of 128 alternating with full attention, sinks and a small mixture",
-        layers=4,
-        hidden=256,
-        intermediate=256,
-        heads=4,
-        key_value_heads=2,
-        head_size=64,
-        full_every=2,
-        window=128,
-        experts=4,
-        experts_per_token=2,
-    ),
-}
-"""Every tiny model, by name."""
 
 
 def prompt_ids(n_tokens: int, seed: int) -> list[int]:
@@ -171,9 +44,11 @@ def prompt_ids(n_tokens: int, seed: int) -> list[int]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """What `ensure` compares: a hash of the recipe and of the code that turns it into files."""
-    builder = Path(__file__).with_name("checkpoint.py").read_bytes()
-    parts = json.dumps(asdict(recipe), sort_keys=True).encode() + b"\0" + builder
-    return hashlib.sha256(parts).hexdigest()
+    here = Path(__file__).parent
+    sources = [here / "checkpoint.py", *sorted((here / "families").glob("*.py"))]
+    parts = [json.dumps(asdict(recipe), sort_keys=True).encode()]
+    parts += [source.read_bytes() for source in sources]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def ensure(name: str, root: Path = MODELS_ROOT) -> Path:
