@@ -46,6 +46,11 @@ class Child:
     """The engine and its commands; each method without underscore is one."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        if settings.get("unguarded"):
+            # A negative control: what would be stored if nobody compared blocks with chunks.
+            from kvstrata.vllm_plugin.manager import KVStrataManager
+
+            KVStrataManager.check_store = lambda *_: None
         self._llm = LLM(
             model=str(ensure(settings["model"])),
             enforce_eager=True,

@@ -46,6 +46,7 @@ def test_the_next_turn_goes_on_from_the_end_of_the_answer(model: str, start) -> 
     with start(model) as engine:
         answer = engine.ask(question, max_tokens=300)[0]
         assert len(answer["tokens"]) == 300
+        assert engine.do("idle")  # a server steps on by itself
     follow_up = question + answer["tokens"] + prompt_ids(60, seed=2)
     with start(model) as other:
         second = other.ask(follow_up)[0]
