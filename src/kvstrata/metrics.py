@@ -105,7 +105,22 @@ STUCK_THREADS = Metric(
     "kvstrata_stuck_threads", Kind.GAUGE, "I/O threads in a call that does not return."
 )
 
+INFO = Metric(
+    "kvstrata_info",
+    Kind.GAUGE,
+    "1 for the namespace in use, with kvstrata's release and what the hash seed is: default, set or random.",
+    ("namespace", "hash_seed", "version"),
+)
+FINDING = Metric(
+    "kvstrata_finding",
+    Kind.GAUGE,
+    "1 for each code that `kvstrata doctor` found at the engine's start.",
+    ("code", "severity"),
+)
+
 ALL = (
+    INFO,
+    FINDING,
     TOKENS,
     LOOKUPS,
     HITS,

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -45,7 +45,9 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
 
 
-class _Answer(Protocol):
+class Built(msgspec.Struct):
+    """See `kvstrata.vllm_plugin.offline.Answer`."""
+
     facts: EngineFacts | None
     shm_dir: str
     error: str
@@ -123,7 +125,7 @@ def examine(
     return seen
 
 
-def build(arguments: list[str]) -> _Answer:
+def build(arguments: list[str]) -> Built:
     """Facts of the engine that vLLM would start with these arguments, from a process of its own.
 
     Raises:
@@ -154,15 +156,10 @@ def build(arguments: list[str]) -> _Answer:
         if not out.exists():
             tail = run.stdout.strip().splitlines()
             raise ConfigError(f"vLLM refused: {tail[-1] if tail else 'no reason given'}")
-        answer: _Answer = msgspec.json.decode(out.read_bytes(), type=_ANSWER)
+        answer = msgspec.json.decode(out.read_bytes(), type=Built)
     if answer.error:
         raise ConfigError(answer.error)
     return answer
-
-
-_ANSWER = msgspec.defstruct(
-    "_ANSWER", [("facts", EngineFacts | None), ("shm_dir", str), ("error", str)]
-)
 
 
 def _places(facts: EngineFacts, shm_dir: str) -> list[Finding]:
@@ -216,15 +213,18 @@ def _show(seen: Examination) -> None:
         out.print(f"        {CODES[finding.code].means}")
         out.print(f"        remedy: {finding.remedy}")
     counts = {kind: sum(f.severity is kind for f in seen.findings) for kind in Severity}
-    out.print(", ".join(f"{count} {kind.value}s" for kind, count in counts.items()))
+    out.print(", ".join(f"{n} {kind.value}{'' if n == 1 else 's'}" for kind, n in counts.items()))
 
 
 def _show_engine(facts: EngineFacts) -> None:
     out = console.out()
     exact = "" if facts.exact else " (estimated)"
-    out.print(f"{facts.model}: {len(facts.groups)} KV cache groups{exact}")
+    out.print(
+        f"{facts.model}: KV cache groups{exact}; block and chunk in tokens, bytes of a chunk over all ranks"
+    )
+    numbers = ("group", "layers", "block", "chunk", "bytes")
     table = console.table(
-        "group", "kind", "layers", "tokens/block", "tokens/chunk", "bytes/chunk", "a boundary needs"
+        "group", "kind", "layers", "block", "chunk", "bytes", "a boundary needs", numbers=numbers
     )
     for row in group_rows(facts):
         table.add_row(

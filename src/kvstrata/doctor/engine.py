@@ -9,6 +9,8 @@ from kvstrata.doctor.findings import Finding, found
 from kvstrata.options import format_size
 
 CONNECTOR = "KVStrataConnector"
+LONG_PART = 4
+"""A chunk that is more than the longest request over this is called long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,9 @@ def _reuse(facts: EngineFacts) -> Iterator[Finding]:
 
 def _groups(facts: EngineFacts) -> Iterator[Finding]:
     states = [g for g in facts.groups if g.kind is GroupKind.STATE]
-    too_long = [g for g in states if g.tokens_per_block > facts.scheduler_block]
+    too_long = [
+        g for g in states if facts.prefix_caching and g.tokens_per_block > facts.scheduler_block
+    ]
     for group in too_long[:1]:
         yield found(
             "state-block-size",
@@ -114,20 +118,19 @@ def _groups(facts: EngineFacts) -> Iterator[Finding]:
             f"{facts.scheduler_block}",
             size=group.tokens_per_block,
         )
-    several = [g for g in facts.groups if g.blocks_per_chunk > 1]
-    if several and states:
+    used = max((g.blocks_per_chunk for g in facts.groups), default=1)
+    if used < facts.asked_blocks:
         yield found(
-            "chunk-of-states",
+            "chunk-not-used",
             "blocks_per_chunk",
-            f"chunks of {several[0].blocks_per_chunk} blocks, and states in {_groups_named(states)}",
+            f"{facts.asked_blocks} blocks were asked for, {_blocks(used)} used",
         )
-    sizes = sorted({g.tokens_per_block for g in facts.groups})
-    if several and len(sizes) > 1:
+    longest = smallest_boundary(facts)
+    if used > 1 and longest * LONG_PART > facts.max_model_len:
         yield found(
-            "chunk-of-unequal-blocks",
+            "chunk-long",
             "blocks_per_chunk",
-            f"chunks of {several[0].blocks_per_chunk} blocks, and blocks of "
-            f"{' and '.join(map(str, sizes))} tokens",
+            f"a chunk has {longest} of the {facts.max_model_len} tokens of the longest request",
         )
     if facts.merged_layers:
         yield found(
@@ -152,34 +155,12 @@ def _retention(facts: EngineFacts) -> Iterator[Finding]:
                     chunk=group.tokens_per_chunk,
                 )
     if facts.retention == 0:
-        short = [g for g in windowed if _tail_missing(g)]
-        if short:
-            yield found(
-                "window-tail-missing",
-                _groups_named(short),
-                f"window {short[0].window_tokens}, block {short[0].tokens_per_block}, retention 0",
-                interval=chunk,
-            )
         yield found(
             "sparse-retention",
             _groups_named(windowed),
             "kept at the end of a prompt and at known junctions only",
             chunk=chunk,
         )
-
-
-def _tail_missing(geometry: GroupGeometry) -> bool:
-    """Whether a load needs more blocks of the window than the ones that its last tokens lie in.
-
-    vLLM's lookup wants the blocks that `window` tokens fill; its retention keeps the blocks that the
-    tokens before the next one, `window - 1`, lie in.
-    """
-    return (
-        geometry.kind is GroupKind.WINDOW
-        and geometry.extra_tokens == 0
-        and geometry.blocks_per_chunk == 1
-        and (geometry.window_tokens - 1) % geometry.tokens_per_block == 0
-    )
 
 
 def _hashes(facts: EngineFacts) -> Iterator[Finding]:
@@ -238,3 +219,7 @@ def _arena(facts: EngineFacts) -> Iterator[Finding]:
 def _groups_named(groups: list[GroupGeometry]) -> str:
     numbers = ", ".join(str(g.group) for g in groups)
     return f"group{'s' if len(groups) > 1 else ''} {numbers}"
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block{'s are' if count > 1 else ' is'}"

@@ -27,6 +27,7 @@ class EngineFacts:
         lora: whether adapters may be loaded.
         sleep_mode: whether the engine may be put to sleep.
         shutdown_timeout: seconds.
+        asked_blocks: blocks of a chunk that were asked for.
         connector: name of the KV connector, or None.
         role: `kv_role`.
         load_failure_policy: "fail" or "recompute".
@@ -46,10 +47,11 @@ class EngineFacts:
     retention: int | None = 0
     hash_algorithm: str = "sha256"
     hash_seed: str | None = None
-    prompts_only: bool = True
+    prompts_only: bool = False
     lora: bool = False
     sleep_mode: bool = False
     shutdown_timeout: int = 0
+    asked_blocks: int = 1
     connector: str | None = "KVStrataConnector"
     role: str = "kv_both"
     load_failure_policy: str = "fail"
@@ -66,6 +68,7 @@ class PlaceFacts:
         path: of the directory.
         exists: whether it was there.
         error: why it cannot be used at all; empty if it can.
+        write_error: why no file can be made there; empty if one can.
         renames: whether a file can be renamed over another one.
         rename_error: why not.
         room_error: why a file of the size that was asked for cannot be written; empty if it can.
@@ -76,6 +79,7 @@ class PlaceFacts:
     path: str
     exists: bool = True
     error: str = ""
+    write_error: str = ""
     renames: bool = True
     rename_error: str = ""
     room_error: str = ""

@@ -79,23 +79,17 @@ CODES: Mapping[str, Code] = {
         "end where a state is stored and no usable state is.",
         "give --block-size {size}",
     ),
-    "chunk-of-states": Code(
-        _E,
-        "Chunks of several blocks for a model with states: a state is stored only where a whole chunk ends, "
-        "which most prompts never meet.",
-        "set blocks_per_chunk to 1",
+    "chunk-not-used": Code(
+        _W,
+        "With recurrent states, or with groups whose blocks cover different numbers of tokens, nothing would "
+        "be found in chunks of several blocks; kvstrata makes chunks of one block instead.",
+        "leave out blocks_per_chunk and block_size in kv_connector_extra_config",
     ),
-    "chunk-of-unequal-blocks": Code(
-        _E,
-        "Chunks of several blocks for groups whose blocks cover different numbers of tokens: their chunks "
-        "end at different places, so hardly a boundary is whole in all groups.",
-        "set blocks_per_chunk to 1",
-    ),
-    "window-tail-missing": Code(
-        _E,
-        "The window less one is a multiple of the block: a load needs one block more than vLLM keeps when "
-        "it keeps the prompt's end alone, so nothing ever hits.",
-        "give --prefix-cache-retention-interval {interval}, or another --block-size",
+    "chunk-long": Code(
+        _W,
+        "Only whole chunks are stored, and requests resume at their ends, so short prompts are not stored "
+        "and up to one chunk is computed again each time.",
+        "choose a smaller blocks_per_chunk",
     ),
     "retention-interval": Code(
         _E,
@@ -104,10 +98,11 @@ CODES: Mapping[str, Code] = {
     ),
     "sparse-retention": Code(
         _N,
-        "With retention 0 (the default) vLLM keeps a window's tail or a state only at the end of a prompt "
-        "and at junctions that it knows; a prompt that leaves another one elsewhere is computed.",
-        "where more is reused than that, give --prefix-cache-retention-interval, a multiple of {chunk} "
-        "tokens; it stores more",
+        "With retention 0 (the default) a window's tail or a state is kept only at the end of a prompt and "
+        "of an answer, and where prompts were seen to part; the second prompt with a shared beginning "
+        "computes it again, the third is served.",
+        "where even the second must be served, give --prefix-cache-retention-interval, a multiple of "
+        "{chunk} tokens; it stores more",
     ),
     "hybrid-manager-off": Code(
         _W,
@@ -183,8 +178,13 @@ CODES: Mapping[str, Code] = {
     # Places.
     "path-unusable": Code(
         _E,
-        "The directory cannot be made, read or written.",
+        "The directory cannot be made or read; the engine refuses to start.",
         "give a directory that the engine's user may create, read and write",
+    ),
+    "path-not-writable": Code(
+        _W,
+        "The directory can be read but not written: the engine uses what is there and stores nothing.",
+        "let the engine's user write there, or set the option read_only",
     ),
     "path-no-rename": Code(
         _E,

@@ -27,6 +27,10 @@ def check_path(
         return
     if read_only:
         return
+    if place.write_error:
+        code = "path-not-writable" if place.exists else "path-unusable"
+        yield found(code, place.path, place.write_error)
+        return
     if not place.renames:
         yield found("path-no-rename", place.path, f"a rename failed: {place.rename_error}")
     if place.room_error:
@@ -51,8 +55,9 @@ def check_shm(place: PlaceFacts, arena_bytes: int | None) -> Iterator[Finding]:
         place: what was found by trying it.
         arena_bytes: the option `memory`; None where the engine chooses, which it does by what is free.
     """
-    if place.error or not place.exists:
-        yield found("shm-unusable", place.path, place.error or "there is no such directory")
+    error = place.error or place.write_error
+    if error or not place.exists:
+        yield found("shm-unusable", place.path, error or "there is no such directory")
         return
     if not place.in_memory:
         yield found("shm-on-disk", place.path, "it is no tmpfs, ramfs or hugetlbfs")

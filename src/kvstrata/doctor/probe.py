@@ -60,7 +60,7 @@ def _write(directory: Path, nbytes: int, so_far: PlaceFacts) -> PlaceFacts:
     return PlaceFacts(
         so_far.path,
         so_far.exists,
-        error=error,
+        write_error=error,
         renames=not rename,
         rename_error=rename,
         room_error=room,
@@ -97,7 +97,7 @@ def _in_memory(directory: Path) -> bool:
     """Whether the file system that holds `directory` keeps its files in memory."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        device = os.stat(directory).st_dev
+        device = directory.stat().st_dev
     except OSError:
         return True  # unknown: no reason to complain
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -11,6 +11,7 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.errors import ConfigError
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiers.arena import Arena
+from kvstrata.vllm_plugin.diagnosis import log_diagnosis
 from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
 from kvstrata.vllm_plugin.manager import KVStrataManager
@@ -101,6 +102,16 @@ class KVStrataConnector(OffloadingConnector):
             options.label,
         )
         self._manager.start(arena, self._geometries, namespace)
+        self._manager.publish(
+            log_diagnosis(
+                vllm_config,
+                self._geometries,
+                [len(groups[g.group].layer_names) for g in self._geometries],
+                options,
+                arena_bytes=arena.data_bytes,
+                prompts_only=config.offload_prompt_only,
+            )
+        )
 
     # Worker half.
 

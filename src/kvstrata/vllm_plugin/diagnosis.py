@@ -56,7 +56,7 @@ def gather(
         "retention": getattr(cache, "prefix_cache_retention_interval", None),
         "hash_algorithm": str(cache.prefix_caching_hash_algo),
         "hash_seed": os.environ.get("PYTHONHASHSEED"),
-        "prompts_only": bool(extra.get("offload_prompt_only", True)),
+        "prompts_only": bool(extra.get("offload_prompt_only", False)),
         "lora": getattr(vllm_config, "lora_config", None) is not None,
         "sleep_mode": bool(getattr(model, "enable_sleep_mode", False)),
         "shutdown_timeout": int(getattr(vllm_config, "shutdown_timeout", 0)),

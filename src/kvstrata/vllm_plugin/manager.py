@@ -17,11 +17,13 @@ from vllm.v1.kv_offload.base import (
     RequestOffloadingContext,
 )
 
+from kvstrata import __version__
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock, MonotonicClock
+from kvstrata.doctor.findings import Finding
 from kvstrata.options import Options, format_size
 from kvstrata.tiering.cache import TieredCache
 from kvstrata.tiering.planner import RequestShape
@@ -93,6 +95,7 @@ class KVStrataManager(OffloadingManager):
         self._position = {geometry.group: index for index, geometry in enumerate(geometries)}
         self._arena = arena
         self._namespace = namespace
+        self._introduce(namespace, 1)
         memory = MemoryTier(arena.data, self._geometries)
         storage = self._open_storage(namespace)
         if storage is not None:
@@ -128,6 +131,17 @@ class KVStrataManager(OffloadingManager):
         """The tiered cache; only after `start`."""
         assert self._cache is not None
         return self._cache
+
+    def publish(self, findings: Iterable[Finding]) -> None:
+        """Let the engine's metrics say what was found at its start."""
+        for finding in findings:
+            self._counters.level(m.FINDING, 1, (finding.code, finding.severity.value))
+
+    def _introduce(self, namespace: Namespace, value: float) -> None:
+        """Say (1) that a namespace is in use, or (0) that it no longer is."""
+        said = str(namespace.facts.get("hash_seed", "default"))
+        seed = "set" if said.startswith("=") else said.partition(" ")[0]
+        self._counters.level(m.INFO, value, (namespace.directory_name, seed, __version__))
 
     # Loads.
 
@@ -306,6 +320,9 @@ class KVStrataManager(OffloadingManager):
             "reset": [self._generation, os.getpid(), os.urandom(8).hex()],
         }
         namespace = Namespace(self._namespace.model, facts)
+        self._introduce(self._namespace, 0)
+        self._introduce(namespace, 1)
+        self._namespace = namespace
         self.cache.reset(self._open_storage(namespace))
         self._torn.clear()
         self._first_blocks.clear()

@@ -6,10 +6,13 @@ logging and distributed state of the process that it runs in.
 """
 
 import dataclasses
+import importlib
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +22,9 @@ from kvstrata.errors import KVStrataError
 from kvstrata.options import Options
 from kvstrata.vllm_plugin.diagnosis import gather
 from kvstrata.vllm_plugin.groups import group_geometry
+from kvstrata.vllm_plugin.retention import single_block_reason
+
+logger = logging.getLogger("vllm.kvstrata")
 
 _ESTIMATED = {"full_attention": None, "sliding_attention": "window", "chunked_attention": "local"}
 
@@ -66,13 +72,13 @@ def look(arguments: list[str]) -> Answer:
     block = config.cache_config.block_size
     try:
         specs, exact = model_specs(config), True
-    except (
-        Exception
-    ) as error:  # boundary: model code of all kinds, made where it was not meant to be
-        print(f"the model cannot be made without its weights: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001
+        # boundary: model code of all kinds, made where it was not meant to be
+        logger.warning("the model cannot be made without its weights: %s", error)
         specs, exact = estimated_specs(config), False
     groups = vllm_groups(config, specs)
-    chunk = _blocks_per_chunk(extra, groups)
+    asked = _blocks_per_chunk(extra, groups)
+    chunk = 1 if single_block_reason(SimpleNamespace(kv_cache_groups=groups)) else asked
     ranks = config.parallel_config.tensor_parallel_size
     geometries = [
         group_geometry(
@@ -82,7 +88,7 @@ def look(arguments: list[str]) -> Answer:
         )
         for index, group in enumerate(groups)
     ]
-    known = {"exact": exact} | ({"scheduler_block": block} if apart else {})
+    known = {"exact": exact, "asked_blocks": asked} | ({"scheduler_block": block} if apart else {})
     layers = [len(group.layer_names) for group in groups]
     facts = gather(config, geometries, layers, options, **known)
     return Answer(facts, options.shm_dir if options else "/dev/shm")
@@ -182,7 +188,24 @@ def vllm_groups(config: Any, specs: dict[str, Any]) -> list[Any]:
 
     with set_current_vllm_config(config):
         register_all_kvcache_specs(config)
+        _resolve_layout(config, specs)
         return list(get_kv_cache_groups(config, specs))
+
+
+def _resolve_layout(config: Any, specs: Mapping[str, Any]) -> None:
+    """As vLLM's engine core does it with what its workers report; groups of unequal pages ask for it.
+
+    Releases that know no such layouts do not ask.
+    """
+    worker = importlib.import_module("vllm.v1.worker.worker_base")
+    utils = importlib.import_module("vllm.v1.attention.backends.utils")
+    resolve = getattr(utils, "resolve_kv_cache_layout", None)
+    if resolve is None or not config.compilation_config.static_forward_context:
+        return
+    backends = worker.get_current_attn_backends(config)
+    if backends:
+        names = [layout.name for layout in utils.get_supported_kv_cache_layouts(backends)]
+        resolve(config, [names], specs.values())
 
 
 def unpadded_bytes(group: Any) -> int:
@@ -211,7 +234,8 @@ def main() -> None:
     out, arguments = Path(sys.argv[1]), sys.argv[2:]
     try:
         answer = look(arguments)
-    except Exception as error:  # boundary: the parent shows why
+    except Exception as error:  # noqa: BLE001
+        # boundary: the parent shows why
         answer = Answer(error=f"{type(error).__name__}: {error}")
     out.write_bytes(msgspec.json.encode(answer))
 
