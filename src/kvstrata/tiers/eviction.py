@@ -8,12 +8,12 @@ whole learns only from uses which chunks belong together.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvstrata.chunks.key import ChunkKey
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """A chunk and where it ends.
 
     Attributes:

@@ -66,8 +66,8 @@ PRIOR_USES = 0.5
 knowledge worth falls with age as 1 / age, which is plain recency."""
 HALF_LIFE = 2048
 """Lives after which what was seen counts half, so that the table follows the traffic."""
-REFRESH = 64
-"""Lives after which the worths are computed anew."""
+REFRESH = 8
+"""Lives after which one standing's worths are computed anew; all have their turn."""
 
 
 def span_of(age: int) -> int:
@@ -111,23 +111,24 @@ class Worth:
         """Uses per unit of time that a boundary of this standing and age is good for."""
         return self._tables[standing][span_of(age)]
 
-    def ended(self, standing: Standing, age: int, *, used: bool) -> None:
-        """A boundary's wait since its last use is over: used, or not watched any more."""
+    def ended(self, standing: Standing, age: int, *, used: bool, since: int = 0) -> None:
+        """A boundary was watched at the ages from `since` to `age`, and then used or lost from view."""
         watched = self._watched[standing]
-        last = span_of(age)
-        for span in range(last):
+        first, last = span_of(since), span_of(age)
+        for span in range(first, last):
             watched[span] += _WIDTHS[span]
+        watched[first] -= since - EDGES[first]
         watched[last] += age - EDGES[last] + (1 if used else 0)
         if used:
             self._uses[standing][last] += 1.0
         self._lives += 1
         if self._lives % REFRESH == 0:
-            self._refresh()
+            self._refresh(self._lives // REFRESH % len(Standing))
 
-    def _refresh(self) -> None:
-        keep = 0.5 ** (REFRESH / HALF_LIFE)
-        for index, (uses, watched) in enumerate(zip(self._uses, self._watched, strict=True)):
-            for span in range(_SPANS):
-                uses[span] = PRIOR_USES + (uses[span] - PRIOR_USES) * keep
-                watched[span] = _WIDTHS[span] + (watched[span] - _WIDTHS[span]) * keep
-            self._tables[index] = worth_table(uses, watched)
+    def _refresh(self, index: int) -> None:
+        keep = 0.5 ** (REFRESH * len(Standing) / HALF_LIFE)
+        uses, watched = self._uses[index], self._watched[index]
+        for span in range(_SPANS):
+            uses[span] = PRIOR_USES + (uses[span] - PRIOR_USES) * keep
+            watched[span] = _WIDTHS[span] + (watched[span] - _WIDTHS[span]) * keep
+        self._tables[index] = worth_table(uses, watched)

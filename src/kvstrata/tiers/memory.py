@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
-from kvstrata.tiers.eviction import EvictionPolicy, LeastRecentlyUsed
+from kvstrata.tiers.eviction import EvictionPolicy, PrefixUse
+from kvstrata.tiers.eviction_boundary import BoundaryKeeping
 from kvstrata.tiers.lifecycle import Event, State, advance
 from kvstrata.tiers.slots import SlotAllocator
 from kvstrata.tiers.tier import (
@@ -35,7 +36,6 @@ class Entry:
         state: see `kvstrata.tiers.lifecycle`; never ABSENT.
         first_block: blocks before this one hold no valid bytes.
         pins: readers.
-        used: logical time of the last use; larger is later.
         origin: name of the tier that the bytes came from ("device" or a storage tier).
     """
 
@@ -43,7 +43,6 @@ class Entry:
     state: State
     first_block: int = 0
     pins: int = 0
-    used: int = 0
     origin: str = "device"
 
 
@@ -56,7 +55,7 @@ class MemoryTier(Tier):
     Args:
         arena: writable uint8 view of the arena's data area.
         geometries: geometry by group index.
-        policy: makes the eviction policy of one size class.
+        policy: makes the eviction policy; one for all groups, since a boundary spans them.
 
     Raises:
         ArenaError: the arena is too small for the model's chunks.
@@ -68,7 +67,7 @@ class MemoryTier(Tier):
         self,
         arena: memoryview,
         geometries: Mapping[int, GroupGeometry],
-        policy: Callable[[], EvictionPolicy] = LeastRecentlyUsed,
+        policy: Callable[[], EvictionPolicy] = BoundaryKeeping,
     ) -> None:
         sizes = {geometry.slot_bytes for geometry in geometries.values()}
         self._arena = arena
@@ -76,9 +75,8 @@ class MemoryTier(Tier):
         self._slots = SlotAllocator(len(arena), sizes)
         self._entries: dict[ChunkKey, Entry] = {}
         self._at: dict[int, ChunkKey] = {}
-        self._policies = {size: policy() for size in sizes}
+        self._policy = policy()
         self._lock = threading.RLock()
-        self._clock = 0
         self._evicted: list[ChunkKey] = []
 
     # The hub: places.
@@ -117,10 +115,11 @@ class MemoryTier(Tier):
         with self._lock:
             assert key not in self._entries
             offset = self._slots.allocate(size)
-            while offset is None:
+            if offset is None:
                 if not self._make_room(size):
                     return None
                 offset = self._slots.allocate(size)
+                assert offset is not None
             entry = Entry(offset, advance(State.ABSENT, Event.RESERVE), origin=origin)
             self._entries[key] = entry
             self._at[offset] = key
@@ -131,7 +130,7 @@ class MemoryTier(Tier):
         with self._lock:
             entry = self._step(key, Event.COMMIT)
             entry.first_block = first_block
-            self._offer(key, entry)
+            self._policy.offer(key)
 
     def abort(self, key: ChunkKey) -> None:
         """The chunk's bytes did not come and nobody writes into its place any more."""
@@ -158,7 +157,7 @@ class MemoryTier(Tier):
                 entry = self._entries[key]
                 if entry.state is not State.PINNED:
                     self._step(key, Event.PIN)
-                    self._policy(key).withdraw(key)
+                    self._policy.withdraw(key)
                 entry.pins += 1
 
     def unpin(self, keys: Sequence[ChunkKey]) -> None:
@@ -175,7 +174,7 @@ class MemoryTier(Tier):
                 entry.pins -= 1
                 if entry.pins == 0:
                     self._step(key, Event.UNPIN)
-                    self._offer(key, entry)
+                    self._policy.offer(key)
 
     def touch(self, keys: Sequence[ChunkKey]) -> None:
         """These chunks were just used. A prefix passed in order is later dropped from its end."""
@@ -183,8 +182,13 @@ class MemoryTier(Tier):
             for key in reversed(keys):
                 entry = self._entries.get(key)
                 if entry is not None and entry.state is State.READY:
-                    self._policy(key).withdraw(key)
-                    self._offer(key, entry)
+                    self._policy.withdraw(key)
+                    self._policy.offer(key)
+
+    def used(self, use: PrefixUse) -> None:
+        """A request used a prefix; tells eviction which chunks belong together, here or on their way."""
+        with self._lock:
+            self._policy.used(use)
 
     def clear(self) -> list[ChunkKey]:
         """Forget every chunk that is ready; returns the keys of all others, which keep their places."""
@@ -214,7 +218,7 @@ class MemoryTier(Tier):
     @property
     def in_use(self) -> bool:
         """Whether any chunk is being written, pinned or evicting, so that its place may come free."""
-        return len(self._entries) > sum(len(policy) for policy in self._policies.values())
+        return len(self._entries) > len(self._policy)
 
     @property
     def arena_bytes(self) -> int:
@@ -275,18 +279,10 @@ class MemoryTier(Tier):
 
     # Inner workings; all under the lock.
 
-    def _policy(self, key: ChunkKey) -> EvictionPolicy:
-        return self._policies[self._geometries[group_of(key)].slot_bytes]
-
     def _step(self, key: ChunkKey, event: Event) -> Entry:
         entry = self._entries[key]
         entry.state = advance(entry.state, event)
         return entry
-
-    def _offer(self, key: ChunkKey, entry: Entry) -> None:
-        self._clock += 1
-        entry.used = self._clock
-        self._policy(key).offer(key)
 
     def _forget(self, key: ChunkKey) -> None:
         entry = self._entries.pop(key)
@@ -295,32 +291,37 @@ class MemoryTier(Tier):
 
     def _evict(self, key: ChunkKey) -> None:
         self._step(key, Event.EVICT)
-        self._policy(key).withdraw(key)
+        self._policy.withdraw(key)
+        self._policy.gone(key)
         self._forget(key)
         self._evicted.append(key)
 
     def _make_room(self, size: int) -> bool:
-        """Evict towards a slot of `size` bytes; False when nothing can be evicted.
+        """Evict towards a slot of `size` bytes; False when everything left is in use.
 
-        Takes the coldest chunk of the same class, unless another class's coldest is colder still and its
-        whole slab can go.
+        Evicts the least worthy chunks, of whatever size, until there is a place. Where they leave holes in
+        many slabs of other sizes, one of these slabs is cleared, so that at most about two slabs' bytes go
+        for one place.
         """
-        own = next(self._policies[size].victims(), None)
-        coldest = None if own is None else self._entries[own].used
-        for other, policy in self._policies.items():
-            if other == size:
-                continue
-            victim = next(policy.victims(), None)
-            if victim is None or (coldest is not None and self._entries[victim].used >= coldest):
-                continue
-            slab = [
-                self._at[offset] for offset in self._slots.neighbours(self._entries[victim].offset)
-            ]
-            if all(self._entries[key].state is State.READY for key in slab):
-                for key in slab:
-                    self._evict(key)
+        freed = 0
+        holed: dict[int, int] = {}  # slab: offset of a chunk that was in it
+        for key in self._policy.victims():
+            offset = self._entries[key].offset
+            self._evict(key)
+            if self._slots.available(size):
                 return True
-        if own is None:
-            return False
-        self._evict(own)
-        return True
+            freed += self._geometries[group_of(key)].slot_bytes
+            holed[offset // self._slots.slab_bytes] = offset
+            if freed >= self._slots.slab_bytes:
+                if self._clear_one(holed.values()):
+                    return True
+                freed = 0
+        return False
+
+    def _clear_one(self, offsets: Iterable[int]) -> bool:
+        """Evict all that is left in the emptiest of the slabs that hold `offsets` and are not in use."""
+        slabs = [[self._at[o] for o in self._slots.neighbours(offset)] for offset in offsets]
+        idle = [s for s in slabs if all(self._entries[key].state is State.READY for key in s)]
+        for key in min(idle, key=len, default=[]):
+            self._evict(key)
+        return bool(idle)

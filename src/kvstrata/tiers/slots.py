@@ -12,7 +12,10 @@ from kvstrata.chunks.geometry import SLOT_ALIGNMENT
 from kvstrata.errors import ArenaError
 
 SLABS_WANTED = 64
-"""Slabs that a mixed arena is cut into, if its slots are small enough."""
+"""Slabs that a mixed arena is cut into at least, if its slots are small enough."""
+WASTE = 1 / 32
+"""Part of a slab that may be left over beside its slots, of any class. Slabs are as small as this allows,
+since a slab changes its class only when all of it is free."""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,10 @@ class SlotAllocator:
             del usable[index]
         return offset
 
+    def available(self, size: int) -> bool:
+        """Whether `allocate` would find a slot of `size` bytes."""
+        return bool(self._open[size] or self._idle)
+
     def free(self, offset: int) -> None:
         """Give a slot back. `offset` must be taken."""
         index = offset // self.slab_bytes
@@ -101,7 +108,12 @@ class SlotAllocator:
 
 
 def _slab_bytes(arena_bytes: int, sizes: list[int]) -> int:
+    largest = sizes[-1]
     if len(sizes) == 1:
-        return sizes[0]
-    wanted = max(arena_bytes // SLABS_WANTED, sizes[-1])
-    return min(wanted // SLOT_ALIGNMENT * SLOT_ALIGNMENT, max(64 << 20, sizes[-1]))
+        return largest
+    limit = max(min(arena_bytes // SLABS_WANTED, 64 << 20), largest)
+    choices = range(largest, limit + 1, largest)
+    for slab in choices:
+        if all(slab % size <= slab * WASTE for size in sizes):
+            return slab
+    return choices[-1]

@@ -1,0 +1,53 @@
+"""What a request's use of a prefix consists of, for eviction. Pure."""
+
+import bisect
+import heapq
+from collections.abc import Iterable
+
+from kvstrata.chunks.geometry import ceil_div
+from kvstrata.tiering.planner import GroupKeys, RequestShape
+from kvstrata.tiers.eviction import Boundary, Placed, PrefixUse
+
+
+def describe_use(
+    shape: RequestShape, resumed: int = 0, junctions: Iterable[int] = ()
+) -> PrefixUse | None:
+    """The use of a prefix by one request, or None when it has no complete chunk.
+
+    Args:
+        shape: the request, its prompt whole.
+        resumed: tokens before the point where it resumes; 0 when it computes all.
+        junctions: tokens before other points that it leaves states of windowed groups at.
+    """
+    full = [group for group in shape.groups if not group.geometry.windowed]
+    chain = list(heapq.merge(*(_placed(group, 0, len(group.keys)) for group in full)))
+    end = shape.cap()
+    for group in shape.groups:
+        end = min(end, len(group.keys) * group.geometry.tokens_per_chunk)
+    points = sorted({point for point in junctions if resumed < point < end})
+    kept = [_boundary(shape, chain, point) for point in (*points, end) if point > 0]
+    before = _boundary(shape, chain, resumed) if resumed > 0 else None
+    if not kept and before is None:
+        return None
+    return PrefixUse(chain, before, kept)
+
+
+def _boundary(shape: RequestShape, chain: list[Placed], tokens: int) -> Boundary:
+    reach = 0
+    tail: list[Placed] = []
+    for group in shape.groups:
+        chunk = group.geometry.tokens_per_chunk
+        stop = min(ceil_div(tokens, chunk), len(group.keys))
+        if not group.geometry.windowed:
+            reach = max(reach, stop * chunk)
+        else:
+            tail += _placed(group, max(0, stop - group.geometry.window_chunks(tokens)), stop)
+    needed = bisect.bisect_right(chain, reach, key=lambda placed: placed.end)
+    return Boundary(tokens, needed, tuple(tail))
+
+
+def _placed(group: GroupKeys, start: int, stop: int) -> list[Placed]:
+    chunk = group.geometry.tokens_per_chunk
+    return [
+        Placed((index + 1) * chunk, key) for index, key in enumerate(group.keys[start:stop], start)
+    ]
