@@ -201,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
     "deepseek-mla": Recipe(
         family="deepseek",
         purpose="latent attention: one compressed vector a token instead of keys and values",
-        details={"kv_lora_rank": 128, "qk_rope_head_dim": 32},
+        details={"kv_lora_rank": 512, "qk_rope_head_dim": 64},
         **SMALL,
     ),
     "qwen3-next": Recipe(

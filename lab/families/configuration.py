@@ -35,13 +35,13 @@ def _mistral(recipe: Recipe) -> Settings:
 
 
 def _cohere2(recipe: Recipe) -> Settings:
-    # vLLM ties the output projection to the embedding here, whatever the configuration says; see
-    # `weights.py` for how a last token is kept from repeating itself.
+    # vLLM ties the output projection to the embedding here and in Zamba2, whatever the
+    # configuration says; see `weights.py` for how a token is kept from repeating itself.
     return {
         "sliding_window": recipe.window,
         "layer_types": recipe.layer_types,
         "tie_word_embeddings": True,
-        "logit_scale": 1.875,
+        "logit_scale": 1.0,
     }
 
 
@@ -97,6 +97,7 @@ def _llama4(recipe: Recipe) -> Settings:
         "attention_chunk_size": recipe.window,
         "no_rope_layer_interval": recipe.full_every,
         "intermediate_size_mlp": recipe.intermediate,
+        "interleave_moe_layer_step": 0,
         "moe_layers": [],
         "use_qk_norm": False,
     }
@@ -191,6 +192,7 @@ def _zamba2(recipe: Recipe) -> Settings:
         "mamba_d_state": STATE_SIZE,
         "mamba_ngroups": 1,
         "num_mem_blocks": 1,
+        "tie_word_embeddings": True,
         "adapter_rank": 32,
     }
 

@@ -29,6 +29,13 @@ DECAY = (0.001, 0.3)
 """Smallest and largest decay rate of a layer's state heads: some remember a thousand tokens, others
 three. Drawn as networks usually are, all would have forgotten a prompt's beginning by its end."""
 
+CENTRED = -0.5
+"""Bias of a convolution whose outputs silu makes zero on average. Otherwise a state that forgets slowly
+is mostly the sum of those averages, the same for all texts."""
+
+TIED = ("cohere2", "zamba2")
+"""Families whose output projection is the embedding."""
+
 SCALED_EMBEDDING = ("gemma3", "gemma4")
 """Families that multiply embeddings by sqrt(hidden)."""
 
@@ -74,7 +81,7 @@ def against_repetition(output: torch.Tensor, embedding: torch.Tensor) -> torch.T
 
 
 def _embedding(recipe: Recipe, unit: torch.Tensor) -> torch.Tensor:
-    if recipe.family == "cohere2":
+    if recipe.family in TIED:
         return _printable(unit) * normalize(unit, dim=1) * unit.shape[1] ** 0.5 * TIED_SCALE
     return unit / unit.shape[1] ** 0.5 if recipe.family in SCALED_EMBEDDING else unit
 
@@ -99,6 +106,8 @@ def _norm(recipe: Recipe, name: str, part: str, size: int) -> float:
     elif part == "post_attention_layernorm" and recipe.family in SCALED_EMBEDDING:
         layer_type = recipe.layer_types[int(name.split("layers.")[1].split(".")[0])]
         value = recipe.full_every**0.5 if layer_type == "full_attention" else 1.0
+    elif recipe.family in TIED and name in ("model.norm.weight", "model.final_layernorm.weight"):
+        value = OUTPUT_GAIN / (TIED_SCALE * size**0.5)
     plain = recipe.family not in NORM_PLUS_ONE or "linear_attn." in name
     return value if plain else value - 1.0
 
@@ -114,7 +123,7 @@ def _state(part: str, name: str, unit: torch.Tensor) -> torch.Tensor | None:
         return torch.full_like(unit, 0.5)
     if name.endswith("conv1d.weight"):  # (channels, 1, taps)
         return unit / unit.shape[-1] ** 0.5
-    return None
+    return unit * 0.05 + CENTRED if name.endswith("conv1d.bias") else None
 
 
 def _gain(recipe: Recipe, name: str, part: str) -> float:
