@@ -30,7 +30,9 @@ class Namespace:
     model: str
     facts: Mapping[str, Any]
 
-    def _covered(self) -> dict[str, Any]:
+    @property
+    def covers(self) -> dict[str, Any]:
+        """`facts`, and what this release adds to them: all that enters the fingerprint."""
         return {
             "record_version": RECORD_VERSION,
             "checksum": ALGORITHM,
@@ -40,7 +42,7 @@ class Namespace:
     @property
     def fingerprint(self) -> bytes:
         """16 bytes: the head of SHA-256 over the facts as canonical JSON."""
-        text = json.dumps(self._covered(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(self.covers, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).digest()[:FINGERPRINT_BYTES]
 
     @property
@@ -55,6 +57,6 @@ class Namespace:
         document = {
             "fingerprint": self.fingerprint.hex(),
             "model": self.model,
-            "covers": self._covered(),
+            "covers": self.covers,
         }
         return json.dumps(document, indent=2, sort_keys=True) + "\n"

@@ -19,7 +19,7 @@ from kvstrata.doctor.facts import EngineFacts, NamespaceFacts, ReplicaFacts
 from kvstrata.doctor.findings import CODES, Finding, Severity, failed, markdown, ordered
 from kvstrata.doctor.places import check_path, check_shm
 from kvstrata.doctor.probe import probe
-from kvstrata.doctor.replicas import check_namespaces, check_replicas
+from kvstrata.doctor.replicas import check_against, check_namespaces, check_replicas
 from kvstrata.errors import ConfigError
 from kvstrata.options import format_size
 from kvstrata.tiers.catalog import iter_namespaces
@@ -49,6 +49,7 @@ class Built(msgspec.Struct):
     """See `kvstrata.vllm_plugin.offline.Answer`."""
 
     facts: EngineFacts | None
+    covers: dict[str, Any]
     shm_dir: str
     error: str
 
@@ -112,6 +113,9 @@ def examine(
         seen.facts = answer.facts
         seen.findings += check_engine(answer.facts)
         seen.findings += _places(answer.facts, answer.shm_dir)
+        root = answer.facts.path
+        if root is not None and Path(root).is_dir():
+            seen.findings += check_against(answer.covers, model, _namespaces(Path(root)))
     if path is not None and (seen.facts is None or seen.facts.path != str(path)):
         console.require_root(path)
         seen.findings += check_path(probe(str(path)), None)

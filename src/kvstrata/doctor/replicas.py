@@ -19,6 +19,7 @@ SHARED_SETTINGS = (
 )
 """vLLM's cache settings in which engines that share files agree."""
 RANDOM_SEED = "random"
+THIS_ENGINE = "this engine"
 MOST_FIELDS = 12
 """Fields that are named one by one; the rest is counted."""
 
@@ -59,7 +60,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     elif isinstance(value, list | tuple) and value:
         parts = ((str(index), item) for index, item in enumerate(value))
     else:
-        return {name: value}
+        return {name: value} if name else {}
     found_leaves: dict[str, Any] = {}
     for key, item in parts:
         found_leaves.update(flatten(item, f"{name}.{key}" if name else key))
@@ -139,9 +140,33 @@ def _name_fields(model: str, fields: Mapping[str, Mapping[str, str]]) -> Iterato
         )
 
 
+def check_against(
+    covers: Mapping[str, Any], model: str, namespaces: Sequence[NamespaceFacts]
+) -> Iterator[Finding]:
+    """Whether an engine that is not started yet would share a namespace that is there.
+
+    Args:
+        covers: what its namespace would cover, as far as it is known.
+        model: its name.
+        namespaces: of its root.
+    """
+    name = model.rstrip("/").rpartition("/")[2]
+    nearest: dict[str, dict[str, str]] | None = None
+    for namespace in namespaces:
+        if namespace.model != name or not namespace.covers or "reset" in namespace.covers:
+            continue
+        known = {key: fact for key, fact in namespace.covers.items() if key in covers}
+        fields = differing_fields({THIS_ENGINE: covers, namespace.directory: known})
+        if nearest is None or len(fields) < len(nearest):
+            nearest = fields
+    if nearest:
+        yield from _name_fields(name, nearest)
+
+
 def fingerprint_part(directory: str) -> str:
     """The first eight digits of the fingerprint in a namespace's name: enough to tell them apart."""
-    return directory.rpartition("-")[2][:8]
+    head, dash, digits = directory.rpartition("-")
+    return digits[:8] if dash and head else directory
 
 
 def check_replicas(

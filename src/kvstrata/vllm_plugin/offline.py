@@ -22,6 +22,7 @@ from kvstrata.errors import KVStrataError
 from kvstrata.options import Options
 from kvstrata.vllm_plugin.diagnosis import gather
 from kvstrata.vllm_plugin.groups import group_geometry
+from kvstrata.vllm_plugin.identity import engine_namespace
 from kvstrata.vllm_plugin.retention import single_block_reason
 
 logger = logging.getLogger("vllm.kvstrata")
@@ -35,11 +36,13 @@ class Answer:
 
     Attributes:
         facts: of the engine; None when `error` says why there are none.
+        covers: what its namespace would cover, but for the layout, which only its workers know.
         shm_dir: of the options.
         error: for people.
     """
 
     facts: EngineFacts | None = None
+    covers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shm_dir: str = "/dev/shm"
     error: str = ""
 
@@ -91,7 +94,12 @@ def look(arguments: list[str]) -> Answer:
     known = {"exact": exact, "asked_blocks": asked} | ({"scheduler_block": block} if apart else {})
     layers = [len(group.layer_names) for group in groups]
     facts = gather(config, geometries, layers, options, **known)
-    return Answer(facts, options.shm_dir if options else "/dev/shm")
+    if options is None:
+        return Answer(facts)
+    names = {index: group.layer_names for index, group in enumerate(groups)}
+    namespace = engine_namespace(config, geometries, names, [], options.label)
+    covers = {name: fact for name, fact in namespace.covers.items() if name != "layout"}
+    return Answer(facts, covers, options.shm_dir)
 
 
 def model_specs(config: Any) -> dict[str, Any]:
@@ -104,10 +112,10 @@ def model_specs(config: Any) -> dict[str, Any]:
     """
     import torch
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import (
+    from vllm.distributed.parallel_state import (
         ensure_model_parallel_initialized,
+        get_tp_group,
         init_distributed_environment,
-        parallel_state,
     )
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.platforms import current_platform
@@ -122,7 +130,7 @@ def model_specs(config: Any) -> dict[str, Any]:
             backend="gloo",
         )
         ensure_model_parallel_initialized(1, 1)
-        parallel_state.get_tp_group().world_size = config.parallel_config.tensor_parallel_size
+        get_tp_group().world_size = config.parallel_config.tensor_parallel_size
         with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
             initialize_model(config)
         current_platform.update_block_size_for_backend(config)
