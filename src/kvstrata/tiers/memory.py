@@ -26,6 +26,9 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+HOLES = 4
+"""Times the size of a wanted slot that is evicted in holes before one of them is widened."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -299,29 +302,34 @@ class MemoryTier(Tier):
     def _make_room(self, size: int) -> bool:
         """Evict towards a slot of `size` bytes; False when everything left is in use.
 
-        Evicts the least worthy chunks, of whatever size, until there is a place. Where they leave holes in
-        many slabs of other sizes, one of these slabs is cleared, so that at most about two slabs' bytes go
-        for one place.
+        Evicts the least worthy chunks, of whatever size, until there is a place. Where they only leave
+        holes that are too small, the chunks beside one of them go too.
         """
         freed = 0
-        holed: dict[int, int] = {}  # slab: offset of a chunk that was in it
+        holes: list[int] = []
         for key in self._policy.victims():
-            offset = self._entries[key].offset
+            holes.append(self._entries[key].offset)
             self._evict(key)
             if self._slots.available(size):
                 return True
             freed += self._geometries[group_of(key)].slot_bytes
-            holed[offset // self._slots.slab_bytes] = offset
-            if freed >= self._slots.slab_bytes:
-                if self._clear_one(holed.values()):
+            if freed >= HOLES * size:
+                if self._widen(holes, size):
                     return True
-                freed = 0
-        return False
+                freed, holes = 0, []
+        return self._slots.available(size)
 
-    def _clear_one(self, offsets: Iterable[int]) -> bool:
-        """Evict all that is left in the emptiest of the slabs that hold `offsets` and are not in use."""
-        slabs = [[self._at[o] for o in self._slots.neighbours(offset)] for offset in offsets]
-        idle = [s for s in slabs if all(self._entries[key].state is State.READY for key in s)]
-        for key in min(idle, key=len, default=[]):
+    def _widen(self, holes: Iterable[int], size: int) -> bool:
+        """Make one of these holes large enough, by evicting as few of the chunks behind it as possible."""
+        best: list[ChunkKey] | None = None
+        for hole in holes:
+            start = self._slots.range_start(hole)
+            if start is None:
+                continue  # a hole before it has taken it in
+            behind = [self._at[offset] for offset in self._slots.following(start, size)]
+            idle = all(self._entries[key].state is State.READY for key in behind)
+            if idle and (best is None or len(behind) < len(best)):
+                best = behind
+        for key in best or ():
             self._evict(key)
-        return bool(idle)
+        return self._slots.available(size)

@@ -1,29 +1,17 @@
-"""Places in the host arena: fixed-size slots, cut from slabs on demand. Pure bookkeeping over offsets.
+"""Places in the host arena: one contiguous slot a chunk. Pure bookkeeping over offsets.
 
-Groups of a hybrid model have chunks of different sizes. Each distinct size is a *class*; the arena is cut
-into equal slabs, and a slab serves one class as long as any of its slots is taken. So memory flows between
-groups as the mixture of requests changes, and nothing is fixed in advance.
+Groups of a hybrid model have chunks of a few different sizes. Slots of all sizes share one address range,
+so memory flows between groups as the mixture of requests changes, and nothing is fixed in advance. Free
+ranges are joined when they touch. To keep them useful, a slot goes where it fits exactly, else where what
+is left over can still hold another; and sizes are cut from opposite ends of a range, so that slots of one
+size lie together.
 """
 
+import bisect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from kvstrata.chunks.geometry import SLOT_ALIGNMENT
 from kvstrata.errors import ArenaError
-
-SLABS_WANTED = 64
-"""Slabs that a mixed arena is cut into at least, if its slots are small enough."""
-WASTE = 1 / 32
-"""Part of a slab that may be left over beside its slots, of any class. Slabs are as small as this allows,
-since a slab changes its class only when all of it is free."""
-
-
-@dataclass(slots=True)
-class _Slab:
-    start: int
-    size: int = 0
-    free: list[int] = field(default_factory=list)
-    taken: set[int] = field(default_factory=set)
 
 
 class SlotAllocator:
@@ -34,86 +22,104 @@ class SlotAllocator:
         slot_sizes: every size that will be asked for, multiples of 4096.
 
     Raises:
-        ArenaError: the arena cannot hold two slabs of each class.
+        ArenaError: the arena cannot hold two chunks of the largest size for each size.
     """
 
     def __init__(self, arena_bytes: int, slot_sizes: Iterable[int]) -> None:
         sizes = sorted(set(slot_sizes))
         assert sizes and all(size > 0 and size % SLOT_ALIGNMENT == 0 for size in sizes)
-        self.slab_bytes = _slab_bytes(arena_bytes, sizes)
-        count = arena_bytes // self.slab_bytes if self.slab_bytes else 0
         wanted = 1 if len(sizes) == 1 else 2 * len(sizes)
-        if count < wanted:
+        if arena_bytes < wanted * sizes[-1]:
             raise ArenaError(
                 f"memory is {arena_bytes} bytes, but the smallest arena for this model is "
                 f"{wanted * sizes[-1]} bytes ({wanted} chunks of {sizes[-1]} bytes): give the option "
                 f"'memory' at least that much, or make chunks smaller (blocks_per_chunk)"
             )
-        self._slabs = [_Slab(index * self.slab_bytes) for index in range(count)]
-        self._idle = list(reversed(range(count)))
-        self._open: dict[int, dict[int, None]] = {size: {} for size in sizes}
+        self._arena_bytes = arena_bytes // SLOT_ALIGNMENT * SLOT_ALIGNMENT
+        self._smallest = sizes[0]
+        self._from_top = {size: bool(index % 2) for index, size in enumerate(sizes)}
+        self._taken: dict[int, int] = {}  # start: end
+        self._free: dict[int, int] = {}  # start: end
+        self._free_ends: dict[int, int] = {}  # end: start
+        self._starts: dict[int, dict[int, None]] = {}  # length: starts
+        self._lengths: list[int] = []  # in order, those that have starts
+        self._add(0, self._arena_bytes)
 
     def allocate(self, size: int) -> int | None:
         """Offset in bytes of a free slot of `size` bytes, or None when there is none."""
-        usable = self._open[size]
-        if usable:
-            index = next(iter(usable))
-        elif self._idle:
-            index = self._idle.pop()
-            slab = self._slabs[index]
-            slab.size = size
-            slab.free = [
-                slab.start + position * size
-                for position in reversed(range(self.slab_bytes // size))
-            ]
-            usable[index] = None
-        else:
+        length = self._fitting(size)
+        if length is None:
             return None
-        slab = self._slabs[index]
-        offset = slab.free.pop()
-        slab.taken.add(offset)
-        if not slab.free:
-            del usable[index]
+        start = next(iter(self._starts[length]))
+        end = start + length
+        self._remove(start, end)
+        offset = end - size if self._from_top[size] else start
+        if length > size:
+            self._add(*((start, offset) if offset > start else (offset + size, end)))
+        self._taken[offset] = offset + size
         return offset
 
     def available(self, size: int) -> bool:
         """Whether `allocate` would find a slot of `size` bytes."""
-        return bool(self._open[size] or self._idle)
+        return bool(self._lengths) and self._lengths[-1] >= size
 
     def free(self, offset: int) -> None:
         """Give a slot back. `offset` must be taken."""
-        index = offset // self.slab_bytes
-        slab = self._slabs[index]
-        slab.taken.remove(offset)
-        slab.free.append(offset)
-        if not slab.taken:
-            self._open[slab.size].pop(index, None)
-            slab.free = []
-            self._idle.append(index)
-        else:
-            self._open[slab.size][index] = None
+        start, end = offset, self._taken.pop(offset)
+        if end in self._free:
+            after = self._free[end]
+            self._remove(end, after)
+            end = after
+        if start in self._free_ends:
+            before = self._free_ends[start]
+            self._remove(before, start)
+            start = before
+        self._add(start, end)
 
-    def neighbours(self, offset: int) -> Iterator[int]:
-        """Every taken slot of the slab that holds `offset`: what must go before the slab changes class."""
-        return iter(tuple(self._slabs[offset // self.slab_bytes].taken))
+    def following(self, offset: int, size: int) -> Iterator[int]:
+        """Taken slots from `offset` on that stand in the way of `size` free bytes there.
+
+        Ends early at the arena's end. `offset` is a taken slot's or the start of a free range.
+        """
+        at = offset
+        while at - offset < size and at < self._arena_bytes:
+            if at in self._taken:
+                yield at
+                at = self._taken[at]
+            else:
+                at = self._free[at]
+
+    def range_start(self, offset: int) -> int | None:
+        """Start of the free range that begins or ends at `offset`, or None."""
+        return offset if offset in self._free else self._free_ends.get(offset)
 
     def capacity(self, size: int) -> int:
         """Slots of `size` bytes that an otherwise empty arena can hold."""
-        return len(self._slabs) * (self.slab_bytes // size)
+        return self._arena_bytes // size
 
-    @property
-    def free_slabs(self) -> int:
-        """Slabs that serve no class at the moment."""
-        return len(self._idle)
+    def _fitting(self, size: int) -> int | None:
+        """Length of the free range to take a slot from."""
+        if size in self._starts:
+            return size
+        useful = bisect.bisect_left(self._lengths, size + self._smallest)
+        if useful < len(self._lengths):
+            return self._lengths[useful]
+        return self._lengths[-1] if self.available(size) else None
 
+    def _add(self, start: int, end: int) -> None:
+        self._free[start] = end
+        self._free_ends[end] = start
+        length = end - start
+        if length not in self._starts:
+            self._starts[length] = {}
+            bisect.insort(self._lengths, length)
+        self._starts[length][start] = None
 
-def _slab_bytes(arena_bytes: int, sizes: list[int]) -> int:
-    largest = sizes[-1]
-    if len(sizes) == 1:
-        return largest
-    limit = max(min(arena_bytes // SLABS_WANTED, 64 << 20), largest)
-    choices = range(largest, limit + 1, largest)
-    for slab in choices:
-        if all(slab % size <= slab * WASTE for size in sizes):
-            return slab
-    return choices[-1]
+    def _remove(self, start: int, end: int) -> None:
+        del self._free[start]
+        del self._free_ends[end]
+        length = end - start
+        del self._starts[length][start]
+        if not self._starts[length]:
+            del self._starts[length]
+            del self._lengths[bisect.bisect_left(self._lengths, length)]
