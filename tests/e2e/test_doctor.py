@@ -49,25 +49,27 @@ def codes(document: Any) -> list[str]:
 def test_it_foretells_groups_and_namespace_and_the_engine_says_the_same_once(
     start, tmp_path: Path
 ) -> None:
-    # Too little memory for the longest request, and prefix caching off: one warning and one error.
+    # Too little memory for the longest request, and a random hash seed: one warning and one error.
     options = {"path": str(tmp_path / "kv"), "memory": "4MiB"}
     model = str(ensure("gemma3-5to1"))
     common = ["--model", model, "--dtype", "float32", "--max-model-len", "4096"]
     common += ["--block-size", "128", *transfer(**options)]
     # The test's engine runs in one process; a server's workers have their own.
     common += ["--distributed-executor-backend", "uni"]
-    with start("gemma3-5to1", options, engine={"enable_prefix_caching": False}) as engine:
-        pass
+    with start("gemma3-5to1", options, engine={"prefix_caching_hash_algo": "xxhash"}) as engine:
+        engine.ask(prompt_ids(300, seed=1))
+        said = engine.do("metrics")
+    assert said["finding{code=seed-random,severity=error}"] == 1
     logged = LINE.findall(engine.log.read_text())
-    assert sorted(logged) == ["arena-small", "prefix-caching-off"]
+    assert sorted(logged) == ["arena-small", "seed-random"]
 
-    status, sound = doctor(*common, "--enable-prefix-caching")
-    assert status == 0
-    assert "arena-small" in codes(sound)
-    assert "namespace-differs" not in codes(sound)  # it would use what the engine has made
+    status, same = doctor(*common, "--prefix-caching-hash-algo", "xxhash")
+    assert status == 1
+    assert {"arena-small", "seed-random"} <= set(codes(same))
+    assert "namespace-differs" not in codes(same)  # but for the seed, it is the engine's own
     (described,) = (tmp_path / "kv").glob("*/namespace.json")
     groups = json.loads(described.read_text())["covers"]["groups"]
-    told = sound["engine"]["groups"]
+    told = same["engine"]["groups"]
     assert [(g["kind"], g["tokens_per_block"], g["chunk_bytes"], g["layers"]) for g in told] == [
         (g["kind"], g["tokens_per_block"], sum(g["rank_block_bytes"]), len(g["layers"]))
         for g in groups
@@ -77,7 +79,7 @@ def test_it_foretells_groups_and_namespace_and_the_engine_says_the_same_once(
     assert status == 1
     assert "prefix-caching-off" in codes(broken)
     named = {f["subject"] for f in broken["findings"] if f["code"] == "namespace-differs"}
-    assert "gemma3-5to1: kv_cache.dtype" in named
+    assert {"gemma3-5to1: kv_cache.dtype", "gemma3-5to1: hash_algorithm"} <= named
 
 
 @pytest.mark.parametrize(

@@ -112,16 +112,23 @@ def _check_model(model: str, namespaces: list[NamespaceFacts]) -> Iterator[Findi
         elif "reset" in covers:
             reset.append(namespace.directory)
         else:
-            if str(covers.get("hash_seed", "")).startswith(RANDOM_SEED):
+            alike = _seed_alike(covers)
+            if alike is not covers:
                 random_seed.append(namespace.directory)
-                covers = {**covers, "hash_seed": RANDOM_SEED}
-            described[namespace.directory] = covers
+            described[namespace.directory] = alike
     if random_seed:
         yield found("namespace-random", model, f"{_count(random_seed)}: {_list(random_seed)}")
     if reset:
         yield found("namespace-reset", model, f"{_count(reset)}: {_list(reset)}")
     if len(described) > 1:
         yield from _name_fields(model, differing_fields(described))
+
+
+def _seed_alike(covers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same facts, with one word for all random seeds: that they differ is said once, elsewhere."""
+    if str(covers.get("hash_seed", "")).startswith(RANDOM_SEED):
+        return {**covers, "hash_seed": RANDOM_SEED}
+    return covers
 
 
 def _name_fields(model: str, fields: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
@@ -156,7 +163,9 @@ def check_against(
         if namespace.model != name or not namespace.covers or "reset" in namespace.covers:
             continue
         known = {key: fact for key, fact in namespace.covers.items() if key in covers}
-        fields = differing_fields({THIS_ENGINE: covers, namespace.directory: known})
+        fields = differing_fields(
+            {THIS_ENGINE: _seed_alike(covers), namespace.directory: _seed_alike(known)}
+        )
         if nearest is None or len(fields) < len(nearest):
             nearest = fields
     if nearest:
