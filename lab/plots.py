@@ -81,3 +81,53 @@ def curves(path: Path, series: Sequence[Curve], title: str, x_label: str, y_labe
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One colour of `groups`: a factor for each group, None for none; `limit` is drawn above its bars."""
+
+    name: str
+    values: Sequence[float | None]
+    colour: str
+    limit: float | None = None
+
+
+def groups(
+    path: Path, names: Sequence[str], series: Sequence[Bars], title: str, y_label: str
+) -> None:
+    """Factors as bars that stand in groups.
+
+    Args:
+        path: of the PNG.
+        names: of the groups, from the left.
+        series: one bar of each in every group where it has a value.
+        title: above the picture.
+        y_label: beside.
+    """
+    figure, axes = pyplot.subplots(figsize=(10, 4.6))
+    width = 0.84 / len(series)
+    for place, one in enumerate(series):
+        known = [(x, value) for x, value in enumerate(one.values) if value is not None]
+        xs = [x + (place - (len(series) - 1) / 2) * width for x, _ in known]
+        drawn = axes.bar(
+            xs, [value for _, value in known], width * 0.94, color=one.colour, label=one.name
+        )
+        axes.bar_label(drawn, [f"{value:.2f}" for _, value in known], fontsize=7, padding=2)
+        if one.limit is not None:
+            axes.hlines(
+                [one.limit] * len(xs),
+                [x - width / 2 for x in xs],
+                [x + width / 2 for x in xs],
+                color="black",
+                linewidth=1,
+            )
+    axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel(y_label)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

@@ -85,6 +85,16 @@ SMALL: dict[str, Any] = {
     "head_size": 64,
 }
 
+# A block of one layer is half a megabyte: what a load costs a byte outweighs what it costs a chunk.
+WIDE: dict[str, Any] = {
+    "layers": 8,
+    "hidden": 128,
+    "intermediate": 128,
+    "heads": 4,
+    "key_value_heads": 4,
+    "head_size": 128,
+}
+
 # The two for benchmarks have one key-value head and few query heads: where a CPU has no AVX-512,
 # attention runs at some 20 GFLOP/s a core, and 32K tokens have to be recomputed in two minutes.
 RECIPES: dict[str, Recipe] = {
@@ -155,6 +165,27 @@ RECIPES: dict[str, Recipe] = {
         head_size=64,
         full_every=6,
         window=1024,
+    ),
+    "wide-half": Recipe(
+        family="gemma3",
+        purpose="wide cache, small weights (32 KiB a token): half the layers windows of 128",
+        **WIDE,
+        full_every=2,
+        window=128,
+    ),
+    "wide-half-w1024": Recipe(
+        family="gemma3",
+        purpose="wide cache, small weights: half the layers windows of 1024",
+        **WIDE,
+        full_every=2,
+        window=1024,
+    ),
+    "wide-three-quarters": Recipe(
+        family="gemma3",
+        purpose="wide cache, small weights: three quarters of the layers windows of 128",
+        **WIDE,
+        full_every=4,
+        window=128,
     ),
     "gpt-oss": Recipe(
         family="gpt_oss",
