@@ -26,6 +26,7 @@ from vllm import LLM, SamplingParams
 from vllm.v1.metrics.reader import Counter, Gauge
 
 from lab.models import RECIPES, ensure
+from lab.text_only import register_qwen3_5
 
 PRELOADED = (
     "kvstrata.vllm_plugin.connector",
@@ -51,6 +52,8 @@ class Child:
             from kvstrata.vllm_plugin.manager import KVStrataManager
 
             KVStrataManager.check_store = lambda *_: None
+        if RECIPES[settings["model"]].family == "qwen3_5":
+            register_qwen3_5()
         self._llm = LLM(
             model=str(ensure(settings["model"])),
             enforce_eager=True,
@@ -60,7 +63,12 @@ class Child:
             enable_prefix_caching=True,
             distributed_executor_backend="uni",
             disable_log_stats=False,
-            kv_transfer_config={**CONNECTOR, "kv_connector_extra_config": settings["extra"]},
+            # Without any of our options: the engine's own device cache alone.
+            kv_transfer_config=(
+                {**CONNECTOR, "kv_connector_extra_config": settings["extra"]}
+                if settings["extra"]
+                else None
+            ),
             **{**RECIPES[settings["model"]].engine, **settings.get("engine", {})},
         )
 
