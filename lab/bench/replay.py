@@ -1,17 +1,17 @@
 """One trace through the planner and the memory tier, and what no policy could exceed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
 from kvstrata.chunks.key import ChunkKey, group_of, make_key
 from kvstrata.tiering.planner import GroupKeys, RequestShape, plan_load
 from kvstrata.tiering.usage import describe_use
-from kvstrata.tiers.eviction import EvictionPolicy, LeastRecentlyUsed, PrefixUse
+from kvstrata.tiers.eviction import LeastRecentlyUsed, PrefixUse
 from kvstrata.tiers.eviction_arc import AdaptiveReplacement
 from kvstrata.tiers.eviction_boundary import BoundaryKeeping
 from kvstrata.tiers.lifecycle import State
-from kvstrata.tiers.memory import MemoryTier
+from kvstrata.tiers.memory import MemoryTier, PolicyMaker
 from lab.bench.traces import BLOCK, Request
 
 PAGE = 4096
@@ -28,13 +28,13 @@ class Contender:
             are not evicted for its other chunks; else uses are told when the request is scheduled.
     """
 
-    policy: Callable[[], EvictionPolicy]
+    policy: PolicyMaker
     ordered_as_vllm: bool
 
 
 CONTENDERS = {
-    "lru": Contender(LeastRecentlyUsed, True),
-    "arc": Contender(AdaptiveReplacement, True),
+    "lru": Contender(lambda _: LeastRecentlyUsed(), True),
+    "arc": Contender(lambda _: AdaptiveReplacement(), True),
     "boundary": Contender(BoundaryKeeping, False),
 }
 

@@ -2,84 +2,50 @@
 
 A *mark* is a boundary that some request resumed at or left behind. Each chunk counts the marks that need
 it: for a full group's chunk all marks at or behind it, for a windowed group's chunk those whose window it
-lies in. When room is wanted, the mark of least worth is dropped (see `eviction_worth`), and the chunks
-that no mark needs any more are the next victims: its tail, then the prefix from its end. So
+lies in. When room is wanted, the mark of least worth is dropped: worth is the rate of uses that marks of
+its history can expect (see `eviction_worth`), times the tokens that it saves, per byte that it alone needs.
+The chunks that no mark needs any more are the next victims: its tail, then the prefix from its end. So
 
 - a chunk is a victim only when no mark needs it: a tail never goes while a prefix is kept for its sake;
 - a chunk that several prompts share stays as long as any of their marks does;
-- a boundary that a longer one replaced loses its tail, which nobody else needs, and nothing else.
+- a boundary that a longer one replaced loses its tail, which hardly anybody needs, and nothing else.
 
 A dropped mark is remembered for a while, without its chunks, so that one that was dropped too early counts
 in what is learned. Chunks that no use has named are *loose*: each is as a mark of its own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.tiers.eviction import Boundary, EvictionPolicy, Placed, PrefixUse
-from kvstrata.tiers.eviction_worth import Standing, Worth, standing
+from kvstrata.tiers.eviction_marks import Chunk, Line, Mark, Memory, Queues
+from kvstrata.tiers.eviction_worth import Standing, Worth
 
 SLACK = 64
 """Marks, chunks and memories that are allowed beyond what the number of chunks held would allow."""
 
-_CURRENT = 1e9
-"""Added to the worth of what the latest use names: its chunks are still on their way here."""
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    """What is known of a chunk.
-
-    `parent` is the chunk before it in its chain; stale when nobody needs the chunk.
-    `owners` are the marks whose tail it belongs to; a chain's chunks only count them, in `needs`.
-    """
-
-    key: ChunkKey
-    parent: "_Chunk | None" = None
-    needs: int = 0
-    held: bool = False
-    free: bool = False
-    named: bool = False
-    owners: list["_Mark"] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Mark:
-    """A boundary. `generation` and `superseded`: see `eviction_worth.standing`."""
-
-    key: ChunkKey
-    leaf: _Chunk | None
-    tail: list[_Chunk]
-    used_at: int
-    uses: int
-    generation: int
-    superseded: bool = False
-    standing: Standing = Standing.FRESH
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """A mark that was dropped at time `since`."""
-
-    standing: Standing
-    used_at: int
-    since: int
-    uses: int
-    generation: int
+FALLBACKS_OVER = 64
+"""Requests over which the share of those is measured whose boundary had been dropped."""
 
 
 class BoundaryKeeping(EvictionPolicy):
-    """See the module."""
+    """See the module.
 
-    def __init__(self) -> None:
-        self._chunks: dict[ChunkKey, _Chunk] = {}
-        self._marks: dict[ChunkKey, _Mark] = {}
-        self._queues: tuple[dict[ChunkKey, _Mark], ...] = tuple({} for _ in Standing)
-        self._memories: dict[ChunkKey, _Memory] = {}
+    Args:
+        size_of: bytes that a chunk takes.
+    """
+
+    def __init__(self, size_of: Callable[[ChunkKey], int]) -> None:
+        self._size_of = size_of
+        self._chunks: dict[ChunkKey, Chunk] = {}
+        self._marks: dict[ChunkKey, Mark] = {}
+        self._queues = Queues()
+        self._memories: dict[ChunkKey, Memory] = {}
         self._useless: dict[ChunkKey, None] = {}
         self._loose: dict[ChunkKey, int] = {}
         self._worth = Worth()
+        self._tokens_per_byte = 1.0
+        self._fallbacks = 0.0
         self._now = 0
         self._held = 0
         self._free = 0
@@ -88,7 +54,7 @@ class BoundaryKeeping(EvictionPolicy):
         """See `EvictionPolicy.offer`."""
         chunk = self._chunks.get(key)
         if chunk is None:
-            chunk = self._chunks[key] = _Chunk(key)
+            chunk = self._chunks[key] = Chunk(key)
         assert not chunk.free
         if not chunk.held:
             chunk.held = True
@@ -123,17 +89,22 @@ class BoundaryKeeping(EvictionPolicy):
         """See `EvictionPolicy.used`."""
         self._now += 1
         recalled = self._recall_furthest(use)
-        resumed = None
+        resumed, alone = None, False
         if use.resumed is not None:
-            resumed = self._resume(use, use.resumed, recalled)
-        junctions, end = use.kept[:-1], use.kept[-1:]
-        for boundary in junctions:
-            self._keep(use, boundary, recalled, uses=1, generation=0)
-        for boundary in end:
-            mark = self._keep(use, boundary, recalled, 0, _generation(resumed, recalled))
-            if resumed is not None and mark is not resumed and resumed.uses == 1:
-                resumed.superseded = True
-                self._enqueue(resumed)
+            resumed, alone = self._resume(use, use.resumed, recalled)
+        if resumed is not None or recalled:
+            self._fallbacks += (bool(recalled) - self._fallbacks) / FALLBACKS_OVER
+        base = resumed
+        for boundary in use.kept[:-1]:
+            base = self._keep(use, boundary, 1, 0, base, recalled)
+        for boundary in use.kept[-1:]:
+            generation = 0
+            for memory in recalled.values():
+                generation = memory.generation + 1 if memory.uses == 0 else 0
+            if alone and not recalled and resumed is not None:
+                generation = resumed.generation + 1
+            continues = alone and base is resumed
+            self._keep(use, boundary, 0, generation, base, recalled, continues=continues)
         self._bound(len(use.chain))
 
     def victims(self) -> Iterator[ChunkKey]:
@@ -145,11 +116,9 @@ class BoundaryKeeping(EvictionPolicy):
                 if key in self._useless:
                     return
                 continue
-            mark, worth = self._least()
+            mark, worth = self._queues.least(self._worth, self._now, self._fallbacks)
             loose = next(iter(self._loose), None)
-            if loose is not None and worth >= self._worth.of(
-                Standing.FRESH, self._now - self._loose[loose]
-            ):
+            if loose is not None and worth >= self._worth_of_loose(loose):
                 yield loose
                 if loose in self._loose:
                     return
@@ -167,19 +136,17 @@ class BoundaryKeeping(EvictionPolicy):
 
     # Uses.
 
-    def _recall(self, key: ChunkKey) -> _Memory | None:
+    def _recall(self, key: ChunkKey) -> Memory | None:
         """Take the memory of a mark that was dropped; counts as used, since keeping it would have paid."""
         memory = self._memories.pop(key, None)
         if memory is not None:
+            born = memory.used_at
             self._worth.ended(
-                memory.standing,
-                self._now - memory.used_at,
-                used=True,
-                since=memory.since - memory.used_at,
+                memory.standing, self._now - born, used=True, since=memory.since - born
             )
         return memory
 
-    def _recall_furthest(self, use: PrefixUse) -> dict[ChunkKey, _Memory]:
+    def _recall_furthest(self, use: PrefixUse) -> dict[ChunkKey, Memory]:
         """The dropped mark where the request would have resumed with room for everything, if there is one."""
         start = use.resumed.chain if use.resumed is not None else 0
         stop = use.kept[-1].chain if use.kept else start
@@ -192,27 +159,33 @@ class BoundaryKeeping(EvictionPolicy):
         return {}
 
     def _resume(
-        self, use: PrefixUse, boundary: Boundary, recalled: Mapping[ChunkKey, _Memory]
-    ) -> _Mark | None:
+        self, use: PrefixUse, boundary: Boundary, recalled: Mapping[ChunkKey, Memory]
+    ) -> tuple[Mark | None, bool]:
+        """The mark where the request resumed, and whether only its predecessor had been there."""
         key = _name(use, boundary)
         mark = self._marks.get(key)
         if mark is not None:
-            self._use(mark, boundary)
-            return mark
+            self._use(mark, boundary, learn=not recalled)
+            return mark, mark.uses == 1
         if recalled and not boundary.tail:
-            return None  # where an evicted chain happens to break off is no place of its own
+            return None, False  # where an evicted chain happens to break off is no place of its own
         memory = self._recall(key)
-        uses = 1 + (memory.uses if memory is not None else 0)
-        return self._make(use, boundary, uses, memory.generation if memory is not None else 0)
+        if memory is None:
+            return self._make(use, boundary, 1, 0), False
+        mark = self._make(use, boundary, memory.uses + 1, memory.generation)
+        return mark, mark.uses == 1
 
     def _keep(
         self,
         use: PrefixUse,
         boundary: Boundary,
-        recalled: Mapping[ChunkKey, _Memory],
         uses: int,
         generation: int,
-    ) -> _Mark:
+        base: Mark | None,
+        recalled: Mapping[ChunkKey, Memory],
+        *,
+        continues: bool = False,
+    ) -> Mark:
         key = _name(use, boundary)
         mark = self._marks.get(key)
         if mark is not None:
@@ -222,30 +195,73 @@ class BoundaryKeeping(EvictionPolicy):
         memory = recalled.get(key) or self._recall(key)
         if memory is not None:
             uses, generation = memory.uses + 1, memory.generation
-        return self._make(use, boundary, uses, generation)
+        before = base if continues else None
+        return self._make(use, boundary, uses, generation, base, before)
 
-    def _use(self, mark: _Mark, boundary: Boundary) -> None:
-        self._worth.ended(mark.standing, self._now - mark.used_at, used=True)
+    def _use(self, mark: Mark, boundary: Boundary, *, learn: bool = True) -> None:
+        if learn:
+            self._worth.ended(mark.standing, self._now - mark.used_at, used=True)
+        if mark.after is not None:
+            self._leave_line(mark)
+            leaf = mark.leaf
+            while leaf is not None:
+                self._need(leaf)
+                leaf = leaf.parent
         mark.uses += 1
         mark.used_at = self._now
-        mark.superseded = False
         self._extend(mark, boundary.tail)
-        self._enqueue(mark)
+        self._queues.put(mark)
 
-    def _make(self, use: PrefixUse, boundary: Boundary, uses: int, generation: int) -> _Mark:
-        parent: _Chunk | None = None
-        for placed in use.chain[: boundary.chain]:
+    def _make(
+        self,
+        use: PrefixUse,
+        boundary: Boundary,
+        uses: int,
+        generation: int,
+        base: Mark | None = None,
+        before: Mark | None = None,
+    ) -> Mark:
+        mark = Mark(_name(use, boundary), boundary.tokens, self._now, uses, generation)
+        mark.leaf = before.leaf if before is not None else None
+        start = 0
+        if before is not None:  # the mark before hands its chain over
+            start = use.resumed.chain if use.resumed is not None else 0
+            mark.base = before.base
+        else:
+            mark.base = base
+        for placed in use.chain[start : boundary.chain]:
             chunk = self._named(placed.key)
-            chunk.parent = parent
+            chunk.parent = mark.leaf
+            chunk.total = self._size_of(placed.key)
+            chunk.total += mark.leaf.total if mark.leaf is not None else 0
             self._need(chunk)
-            parent = chunk
-        mark = _Mark(_name(use, boundary), parent, [], self._now, uses, generation)
+            mark.leaf = chunk
+        if before is not None:
+            self._continue(before, mark)
         self._marks[mark.key] = mark
         self._extend(mark, boundary.tail)
-        self._enqueue(mark)
+        self._queues.put(mark)
+        if mark.leaf is not None:
+            self._tokens_per_byte = mark.tokens / mark.leaf.total
         return mark
 
-    def _extend(self, mark: _Mark, tail: Iterable[Placed]) -> None:
+    def _continue(self, station: Mark, mark: Mark) -> None:
+        """`mark` has just taken the station's chain over."""
+        if station.tail:
+            station.after, mark.before = mark, station
+            mark.line = station.line
+            mark.line.last = mark
+            self._queues.put(station)
+            return
+        mark.before = station.before
+        if station.before is not None:
+            station.before.after = mark
+            mark.line = station.line
+            mark.line.last = mark
+        station.dropped, station.ticket = True, -1
+        del self._marks[station.key]
+
+    def _extend(self, mark: Mark, tail: Iterable[Placed]) -> None:
         """Let the mark need these chunks too."""
         for placed in tail:
             chunk = self._named(placed.key)
@@ -253,60 +269,72 @@ class BoundaryKeeping(EvictionPolicy):
                 self._need(chunk)
                 chunk.owners.append(mark)
                 mark.tail.append(chunk)
+                mark.tail_bytes += self._size_of(placed.key)
 
-    def _named(self, key: ChunkKey) -> _Chunk:
+    def _named(self, key: ChunkKey) -> Chunk:
         chunk = self._chunks.get(key)
         if chunk is None:
-            chunk = self._chunks[key] = _Chunk(key)
+            chunk = self._chunks[key] = Chunk(key)
         chunk.named = True
         return chunk
 
-    def _need(self, chunk: _Chunk) -> None:
+    def _need(self, chunk: Chunk) -> None:
         if not chunk.needs and chunk.free:
             self._useless.pop(chunk.key, None)
             self._loose.pop(chunk.key, None)
         chunk.needs += 1
 
-    def _enqueue(self, mark: _Mark) -> None:
-        self._queues[mark.standing].pop(mark.key, None)
-        mark.standing = standing(mark.uses, mark.generation, mark.superseded)
-        self._queues[mark.standing][mark.key] = mark
-
     # Giving up.
 
-    def _least(self) -> tuple[_Mark | None, float]:
-        """The mark that is worth least, and its worth; of one standing the longest unused is."""
-        least, worth = None, float("inf")
-        for index, queue in enumerate(self._queues):
-            for mark in queue.values():
-                value = self._worth.of(Standing(index), self._now - mark.used_at)
-                if mark.used_at == self._now:
-                    value += _CURRENT
-                if value < worth:
-                    least, worth = mark, value
-                break
-        return least, worth
+    def _worth_of_loose(self, key: ChunkKey) -> float:
+        rate = self._worth.of(Standing.FRESH, self._now - self._loose[key])
+        return rate * self._tokens_per_byte
 
-    def _drop(self, mark: _Mark) -> None:
+    def _drop(self, mark: Mark) -> None:
         """Give a mark up; what only it needed is useless from now on, its chain's end first."""
         del self._marks[mark.key]
-        del self._queues[mark.standing][mark.key]
-        age = self._now - mark.used_at
-        self._worth.ended(mark.standing, age, used=False)
-        self._memories[mark.key] = _Memory(
+        mark.dropped, mark.ticket = True, -1
+        self._worth.ended(mark.standing, self._now - mark.used_at, used=False)
+        self._memories[mark.key] = Memory(
             mark.standing, mark.used_at, self._now, mark.uses, mark.generation
         )
         for chunk in mark.tail:
             chunk.owners.remove(mark)
             self._release(chunk)
-        leaf = mark.leaf
-        while leaf is not None:
-            self._release(leaf)
-            leaf = leaf.parent
+        if mark.after is not None:
+            self._leave_line(mark)
+        else:
+            heir = mark.before
+            leaf, stop = mark.leaf, heir.leaf if heir is not None else None
+            if heir is not None:
+                self._inherit(heir, mark)
+            while leaf is not None and leaf is not stop:
+                self._release(leaf)
+                leaf = leaf.parent
         while len(self._memories) > 2 * len(self._marks) + SLACK:
             self._forget_one()
+        self._queues.trim(len(self._marks))
 
-    def _release(self, chunk: _Chunk) -> None:
+    def _leave_line(self, station: Mark) -> None:
+        """Take a station out of its line; the mark after it now saves what both saved."""
+        after, before = station.after, station.before
+        assert after is not None
+        after.before = before
+        if before is not None:
+            before.after = after
+        station.after = station.before = None
+        station.line = Line(station)
+        self._queues.put(after)
+
+    def _inherit(self, heir: Mark, mark: Mark) -> None:
+        """The last mark of a line goes; the station before it takes its place, and its chain."""
+        self._worth.ended(heir.standing, self._now - heir.used_at, used=False)
+        heir.after = mark.before = None
+        heir.line.last = heir
+        heir.uses, heir.generation, heir.used_at = mark.uses, mark.generation, mark.used_at
+        self._queues.put(heir)
+
+    def _release(self, chunk: Chunk) -> None:
         chunk.needs -= 1
         if chunk.needs:
             return
@@ -315,7 +343,7 @@ class BoundaryKeeping(EvictionPolicy):
         elif not chunk.held:
             del self._chunks[chunk.key]
 
-    def _shelve(self, chunk: _Chunk) -> None:
+    def _shelve(self, chunk: Chunk) -> None:
         if chunk.named:
             self._useless[chunk.key] = None
         else:
@@ -323,19 +351,15 @@ class BoundaryKeeping(EvictionPolicy):
 
     def _forget_one(self) -> None:
         memory = self._memories.pop(next(iter(self._memories)))
-        self._worth.ended(
-            memory.standing,
-            self._now - memory.used_at,
-            used=False,
-            since=memory.since - memory.used_at,
-        )
+        born = memory.used_at
+        self._worth.ended(memory.standing, self._now - born, used=False, since=memory.since - born)
 
     def _bound(self, chunks: int) -> None:
         """Marks whose chunks never came, or went, must not pile up."""
         while len(self._marks) > self._held + SLACK or (
             len(self._chunks) > 2 * self._held + chunks + SLACK
         ):
-            mark, _ = self._least()
+            mark, _ = self._queues.least(self._worth, self._now, self._fallbacks)
             if mark is None:
                 return
             self._drop(mark)
@@ -346,10 +370,3 @@ def _name(use: PrefixUse, boundary: Boundary) -> ChunkKey:
     if boundary.chain:
         return use.chain[boundary.chain - 1].key
     return max(boundary.tail).key
-
-
-def _generation(resumed: _Mark | None, recalled: Mapping[ChunkKey, _Memory]) -> int:
-    """Generation of the boundary that a request leaves at its prompt's end."""
-    for memory in recalled.values():
-        return memory.generation + 1 if memory.uses == 0 else 0
-    return resumed.generation + 1 if resumed is not None and resumed.uses == 1 else 0

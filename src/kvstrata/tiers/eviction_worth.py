@@ -13,6 +13,7 @@ Time is counted in uses of prefixes (requests).
 """
 
 import enum
+import itertools
 from collections.abc import Sequence
 
 
@@ -59,7 +60,7 @@ def standing(uses: int, generation: int, superseded: bool) -> Standing:
 EDGES: tuple[int, ...] = (0, 1, 2, 3, 4, 6, *(b * 2**k for k in range(20) for b in (8, 12)))
 """First age of each span; two spans an octave, since what matters is how old in proportion."""
 _SPANS = len(EDGES)
-_WIDTHS = tuple(high - low for low, high in zip(EDGES, EDGES[1:], strict=False)) + (EDGES[-1],)
+_WIDTHS = (*(high - low for low, high in itertools.pairwise(EDGES)), EDGES[-1])
 
 PRIOR_USES = 0.5
 """Uses that each span is supposed to have seen before anything was; over one span's width, so that without

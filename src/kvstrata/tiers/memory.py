@@ -26,6 +26,9 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+PolicyMaker = Callable[[Callable[[ChunkKey], int]], EvictionPolicy]
+"""Makes a policy from what tells a chunk's slot size in bytes."""
+
 HOLES = 4
 """Times the size of a wanted slot that is evicted in holes before one of them is widened."""
 
@@ -58,7 +61,8 @@ class MemoryTier(Tier):
     Args:
         arena: writable uint8 view of the arena's data area.
         geometries: geometry by group index.
-        policy: makes the eviction policy; one for all groups, since a boundary spans them.
+        policy: makes the eviction policy from what tells a chunk's slot size in bytes; one for all groups,
+            since a boundary spans them.
 
     Raises:
         ArenaError: the arena is too small for the model's chunks.
@@ -70,7 +74,7 @@ class MemoryTier(Tier):
         self,
         arena: memoryview,
         geometries: Mapping[int, GroupGeometry],
-        policy: Callable[[], EvictionPolicy] = BoundaryKeeping,
+        policy: PolicyMaker = BoundaryKeeping,
     ) -> None:
         sizes = {geometry.slot_bytes for geometry in geometries.values()}
         self._arena = arena
@@ -78,7 +82,7 @@ class MemoryTier(Tier):
         self._slots = SlotAllocator(len(arena), sizes)
         self._entries: dict[ChunkKey, Entry] = {}
         self._at: dict[int, ChunkKey] = {}
-        self._policy = policy()
+        self._policy = policy(self._slot_bytes)
         self._lock = threading.RLock()
         self._evicted: list[ChunkKey] = []
 
@@ -114,7 +118,7 @@ class MemoryTier(Tier):
         Returns:
             Its entry in state WRITING; None when no place can be freed now.
         """
-        size = self._geometries[group_of(key)].slot_bytes
+        size = self._slot_bytes(key)
         with self._lock:
             assert key not in self._entries
             offset = self._slots.allocate(size)
@@ -214,7 +218,7 @@ class MemoryTier(Tier):
             }
             for key, entry in self._entries.items():
                 chunks, nbytes = totals[entry.state]
-                size = self._geometries[group_of(key)].slot_bytes
+                size = self._slot_bytes(key)
                 totals[entry.state] = (chunks + 1, nbytes + size)
             return totals
 
@@ -282,6 +286,9 @@ class MemoryTier(Tier):
 
     # Inner workings; all under the lock.
 
+    def _slot_bytes(self, key: ChunkKey) -> int:
+        return self._geometries[group_of(key)].slot_bytes
+
     def _step(self, key: ChunkKey, event: Event) -> Entry:
         entry = self._entries[key]
         entry.state = advance(entry.state, event)
@@ -312,7 +319,7 @@ class MemoryTier(Tier):
             self._evict(key)
             if self._slots.available(size):
                 return True
-            freed += self._geometries[group_of(key)].slot_bytes
+            freed += self._slot_bytes(key)
             if freed >= HOLES * size:
                 if self._widen(holes, size):
                     return True
