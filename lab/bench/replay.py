@@ -7,36 +7,14 @@ from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
 from kvstrata.chunks.key import ChunkKey, group_of, make_key
 from kvstrata.tiering.planner import GroupKeys, RequestShape, plan_load
 from kvstrata.tiering.usage import describe_use
-from kvstrata.tiers.eviction import LeastRecentlyUsed, PrefixUse
-from kvstrata.tiers.eviction_arc import AdaptiveReplacement
-from kvstrata.tiers.eviction_boundary import BoundaryKeeping
+from kvstrata.tiers.eviction import PrefixUse
+from kvstrata.tiers.eviction_choice import PolicyMaker
 from kvstrata.tiers.lifecycle import State
-from kvstrata.tiers.memory import MemoryTier, PolicyMaker
+from kvstrata.tiers.memory import MemoryTier
 from lab.bench.traces import BLOCK, Request
 
 PAGE = 4096
 """Bytes; chunks are a few pages here, since only the proportions between groups matter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A policy, and how the engine around it behaves.
-
-    Attributes:
-        policy: makes it.
-        ordered_as_vllm: uses are told when the request has ended, and chunks that a request asks to store
-            are not evicted for its other chunks; else uses are told when the request is scheduled.
-    """
-
-    policy: PolicyMaker
-    ordered_as_vllm: bool
-
-
-CONTENDERS = {
-    "lru": Contender(lambda _: LeastRecentlyUsed(), True),
-    "arc": Contender(lambda _: AdaptiveReplacement(), True),
-    "boundary": Contender(BoundaryKeeping, False),
-}
 
 
 def _windows(count: int, window: int) -> list[GroupGeometry]:
@@ -210,12 +188,10 @@ def replay(
     trace: Sequence[Step],
     model: Sequence[GroupGeometry],
     arena_bytes: int,
-    contender: Contender,
+    policy: PolicyMaker,
 ) -> int:
     """Tokens that the memory tier serves over a trace."""
-    tier = MemoryTier(
-        memoryview(bytearray(arena_bytes)), {g.group: g for g in model}, contender.policy
-    )
+    tier = MemoryTier(memoryview(bytearray(arena_bytes)), {g.group: g for g in model}, policy)
     served = 0
     for step in trace:
         plan = plan_load(step.shape, tier.probe, exact=True)
@@ -224,18 +200,18 @@ def replay(
         tier.pin(loaded)
         use = _stored(step, plan.boundary)
         if use is not None:
-            _store(tier, use, contender.ordered_as_vllm)
+            _store(tier, use)
         tier.unpin(loaded)
-        if use is not None and contender.ordered_as_vllm:
+        if use is not None and tier.late_uses:
             tier.used(use)
         tier.take_evicted()
     return served
 
 
-def _store(tier: MemoryTier, use: PrefixUse, ordered_as_vllm: bool) -> None:
+def _store(tier: MemoryTier, use: PrefixUse) -> None:
     order = use.order()
     protected: list[ChunkKey] = []
-    if ordered_as_vllm:
+    if tier.late_uses:  # vLLM does not evict for a request what the same request asks to store
         protected = [key for key in order if tier.held(key)]
         tier.pin(protected)
     else:

@@ -37,6 +37,9 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 """What other connectors call our options; spelling alone does not lead from one to the other."""
 
+EVICTION = ("boundary", "lru", "arc")
+"""Names of the memory tier's policies."""
+
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _UNITS = {"": 1, **_DECIMAL, **_BINARY}
@@ -160,9 +163,9 @@ def _label(value: object) -> str:
 
 
 def _eviction(value: object) -> str:
-    if value != "lru":
+    if not isinstance(value, str) or value not in EVICTION:
         raise ValueError
-    return "lru"
+    return value
 
 
 def _wrong(what: str, allowed: str, value: object, hint: ValueError) -> str:
@@ -274,10 +277,11 @@ class Options:
         "Memory filesystem that holds the arena.",
     )
     eviction: str = _option(
-        "lru",
+        "boundary",
         _eviction,
-        '"lru"',
-        "Which chunks leave a full memory tier: those unused for longest.",
+        " or ".join(f'"{name}"' for name in EVICTION),
+        "Which chunks leave a full memory tier: whole boundaries of least worth, as learned from what is "
+        "reused; those unused for longest; or as ARC says.",
     )
 
     @classmethod

@@ -128,7 +128,7 @@ def test_defaults() -> None:
         touch=True,
         label="",
         shm_dir="/dev/shm",
-        eviction="lru",
+        eviction="boundary",
     )
 
 
@@ -204,7 +204,7 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("touch", "true or false", [1, 0, "yes", {}]),
     ("label", "text of at most 200", [1, True, "x" * 201, "\ud800"]),
     ("shm_dir", "absolute directory", ["shm", "", 1]),
-    ("eviction", '"lru"', ["fifo", "LRU", 1, [], True]),
+    ("eviction", '"boundary" or "lru" or "arc"', ["fifo", "LRU", 1, [], True]),
 ]
 WRONG = [(name, value, allowed) for name, allowed, values in WRONG_VALUES for value in values]
 

@@ -12,9 +12,12 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
 from kvstrata.clock import Clock
+from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.promotions import Promotions
 from kvstrata.tiering.runner import Priority, Runner
+from kvstrata.tiering.usage import describe_use
 from kvstrata.tiering.writes import WriteBehind
+from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import Tier
@@ -73,6 +76,7 @@ class TieredCache:
         self._condemned: dict[ChunkKey, int] = {}
         self._order = itertools.count()
         self._events: list[TierEvent] = []
+        self._uses: dict[str, PrefixUse] = {}
         self.loads = Promotions(
             memory, storage, runner, clock, read_deadline, counters, self._size, self._on_promoted
         )
@@ -102,6 +106,34 @@ class TieredCache:
     def touch(self, keys: Sequence[ChunkKey]) -> None:
         """These chunks were used, though not loaded (the device holds them)."""
         self.memory.touch(keys)
+
+    # Uses, for eviction.
+
+    def used(
+        self, request: str, shape: RequestShape, resumed: int, junctions: Iterable[int] = ()
+    ) -> None:
+        """A request is scheduled.
+
+        Args:
+            request: its id.
+            shape: what it is.
+            resumed: tokens that it need not compute.
+            junctions: tokens before which it also leaves its windowed groups' states.
+        """
+        use = describe_use(shape, resumed, junctions)
+        if use is None:
+            return
+        if self.memory.late_uses:
+            self._uses[request] = use
+        else:
+            self.memory.used(use)
+
+    def ended(self, request: str) -> None:
+        """The request is gone: so is its load."""
+        self.loads.drop(request)
+        use = self._uses.pop(request, None)
+        if use is not None:
+            self.memory.used(use)
 
     # Stores.
 

@@ -3,6 +3,7 @@
 import bisect
 import heapq
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kvstrata.chunks.geometry import ceil_div
 from kvstrata.tiering.planner import GroupKeys, RequestShape
@@ -21,7 +22,7 @@ def describe_use(
     """
     full = [group for group in shape.groups if not group.geometry.windowed]
     chain = list(heapq.merge(*(_placed(group, 0, len(group.keys)) for group in full)))
-    end = shape.cap()
+    end = replace(shape, max_load_tokens=None).cap()  # a cap on loads is none on what is kept
     for group in shape.groups:
         end = min(end, len(group.keys) * group.geometry.tokens_per_chunk)
     points = sorted({point for point in junctions if resumed < point < end})

@@ -70,7 +70,13 @@ class EvictionPolicy(ABC):
 
     The caller offers a chunk when it becomes evictable, withdraws it when it is pinned or about to go, and
     says when it is gone. Single chunks cost O(1) or O(log n), a use costs O(chunks of its prefix).
+
+    Attributes:
+        late: told of a use when its request has ended, as vLLM tells its policies; else when the request is
+            scheduled, so that what it is about to store is known.
     """
+
+    late = False
 
     @abstractmethod
     def offer(self, key: ChunkKey) -> None:
@@ -101,6 +107,8 @@ class EvictionPolicy(ABC):
 
 class LeastRecentlyUsed(EvictionPolicy):
     """Evicts what was used longest ago; of one use, the end first."""
+
+    late = True
 
     def __init__(self) -> None:
         self._order: dict[ChunkKey, None] = {}

@@ -14,6 +14,8 @@ class AdaptiveReplacement(EvictionPolicy):
     capacity is the largest number of chunks that were ever in memory at once.
     """
 
+    late = True
+
     def __init__(self) -> None:
         self._once: dict[ChunkKey, None] = {}
         self._again: dict[ChunkKey, None] = {}

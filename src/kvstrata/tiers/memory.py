@@ -6,13 +6,14 @@ unpin.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
-from kvstrata.tiers.eviction import EvictionPolicy, PrefixUse
+from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.eviction_boundary import BoundaryKeeping
+from kvstrata.tiers.eviction_choice import PolicyMaker
 from kvstrata.tiers.lifecycle import Event, State, advance
 from kvstrata.tiers.slots import SlotAllocator
 from kvstrata.tiers.tier import (
@@ -25,9 +26,6 @@ from kvstrata.tiers.tier import (
     Tier,
     WriteOutcome,
 )
-
-PolicyMaker = Callable[[Callable[[ChunkKey], int]], EvictionPolicy]
-"""Makes a policy from what tells a chunk's slot size in bytes."""
 
 HOLES = 4
 """Times the size of a wanted slot that is evicted in holes before one of them is widened."""
@@ -191,6 +189,11 @@ class MemoryTier(Tier):
                 if entry is not None and entry.state is State.READY:
                     self._policy.withdraw(key)
                     self._policy.offer(key)
+
+    @property
+    def late_uses(self) -> bool:
+        """When `used` is to be called; see `EvictionPolicy.late`."""
+        return self._policy.late
 
     def used(self, use: PrefixUse) -> None:
         """A request used a prefix; tells eviction which chunks belong together, here or on their way."""

@@ -151,6 +151,12 @@ class KVStrataConnector(OffloadingConnector):
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         shape = self._shapes.pop(request.request_id, None)
         if shape is not None:
+            self._manager.cache.used(
+                request.request_id,
+                shape,
+                shape.computed + num_external_tokens,
+                [request.shared_prefix_boundary],
+            )
             self._manager.scheduled(
                 request.request_id, shape.computed, num_external_tokens, shape.tokens
             )

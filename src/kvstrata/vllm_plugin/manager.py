@@ -29,6 +29,7 @@ from kvstrata.tiering.cache import TieredCache
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.runner import Runner
 from kvstrata.tiers.arena import Arena
+from kvstrata.tiers.eviction_choice import POLICIES
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.metered import MeteredTier
@@ -96,7 +97,7 @@ class KVStrataManager(OffloadingManager):
         self._arena = arena
         self._namespace = namespace
         self._introduce(namespace, 1)
-        memory = MemoryTier(arena.data, self._geometries)
+        memory = MemoryTier(arena.data, self._geometries, POLICIES[self._options.eviction])
         storage = self._open_storage(namespace)
         if storage is not None:
             threads = io_threads(self._options)
@@ -287,8 +288,8 @@ class KVStrataManager(OffloadingManager):
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: Any) -> None:
-        """The request is gone: so is its load."""
-        self.cache.loads.drop(req_context.req_id)
+        """See `TieredCache.ended`."""
+        self.cache.ended(req_context.req_id)
 
     def on_schedule_end(self, context: Any) -> None:
         """Once a step."""
