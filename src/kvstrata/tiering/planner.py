@@ -94,11 +94,14 @@ class LoadPlan:
         parts: one for each group that needs chunks.
         shared: tokens that the full groups alone could resume at; beyond `boundary` where a windowed
             group has nothing. 0 for a model without full groups, or without windowed ones.
+        beside: chunks that vLLM's lookup wants to be there although a resume at `boundary` reads none of
+            their bytes: it asks for whole windows, wherever in a local attention chunk the boundary lies.
     """
 
     boundary: int
     parts: tuple[Part, ...]
     shared: int = 0
+    beside: frozenset[ChunkKey] = frozenset()
 
     def needs(self) -> list[tuple[ChunkKey, int]]:
         """Every chunk with the block where its needed bytes begin."""
@@ -162,7 +165,12 @@ def plan_load(shape: RequestShape, presence: Presence, *, exact: bool = False) -
             limit = _window_limit(shape, group, limit, presence)
             if limit - shape.computed < group.geometry.tokens_per_chunk:
                 return nothing
-    return LoadPlan(limit, tuple(_part(shape, group, limit) for group in shape.groups), shared)
+    return LoadPlan(
+        limit,
+        tuple(part for group in shape.groups if (part := _part(shape, group, limit)).keys),
+        shared,
+        frozenset(key for group in windowed for key in _beside(shape, group, limit)),
+    )
 
 
 def _is_state(geometry: GroupGeometry) -> bool:
@@ -238,15 +246,20 @@ def _window_limit(shape: RequestShape, group: GroupKeys, limit: int, presence: P
 
 
 def _part(shape: RequestShape, group: GroupKeys, boundary: int) -> Part:
+    """Exactly what a resume at `boundary` reads: from its first token's block on."""
     geometry = group.geometry
     chunk = geometry.tokens_per_chunk
     end = min(ceil_div(boundary, chunk), len(group.keys))
-    start = shape.computed // chunk
     first_token = max(shape.computed, geometry.first_token(boundary))
-    if geometry.windowed:
-        start = max(start, end - geometry.window_chunks(boundary))
-        # What lies in the lookup's chunks but before the window's first token is never loaded.
-    first_block = 0
-    if first_token // chunk == start:
-        first_block = first_token % chunk // geometry.tokens_per_block
+    start = first_token // chunk
+    first_block = first_token % chunk // geometry.tokens_per_block
     return Part(geometry, start, group.keys[start:end], first_block)
+
+
+def _beside(shape: RequestShape, group: GroupKeys, boundary: int) -> Sequence[ChunkKey]:
+    """Chunks of the window that the lookup asks for, before those that are read."""
+    geometry = group.geometry
+    chunk = geometry.tokens_per_chunk
+    end = min(ceil_div(boundary, chunk), len(group.keys))
+    asked = max(shape.computed // chunk, end - geometry.window_chunks(boundary))
+    return group.keys[asked : max(shape.computed, geometry.first_token(boundary)) // chunk]

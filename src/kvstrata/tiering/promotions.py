@@ -95,8 +95,10 @@ class Promotions:
         return load.phase is Phase.READY
 
     def readable(self, request: str, key: ChunkKey) -> bool:
-        """Whether a chunk can be loaded for this request now. Only after `poll_load` said ready."""
+        """Whether a chunk can be loaded for this request now. Only after `poll` said ready."""
         load = self._loads.get(request)
+        if load is not None and load.plan is not None and key in load.plan.beside:
+            return True
         first_block = load.first_blocks.get(key, 0) if load is not None else 0
         return self._memory.readable(key, first_block)
 

@@ -15,7 +15,12 @@ from kvstrata.vllm_plugin.diagnosis import log_diagnosis
 from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
 from kvstrata.vllm_plugin.manager import KVStrataManager
-from kvstrata.vllm_plugin.retention import keep_answer_end, mend_windows, single_block_reason
+from kvstrata.vllm_plugin.retention import (
+    keep_answer_end,
+    mend_state_steps,
+    mend_windows,
+    single_block_reason,
+)
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 
 logger = init_logger(__name__)
@@ -82,6 +87,12 @@ class KVStrataConnector(OffloadingConnector):
     def _start(self, vllm_config: Any) -> None:
         """Lay out the arena from what the workers declared, and start serving."""
         config = self.scheduler.config = mend_windows(self.scheduler.config)
+        block = mend_state_steps(vllm_config, self._kv_cache_config)
+        if block is not None:
+            logger.info(
+                "kvstrata: prefill steps end on blocks of %d tokens, where states can be kept",
+                block,
+            )
         options = self._manager.options
         transfer = vllm_config.kv_transfer_config
         world_size = vllm_config.parallel_config.world_size

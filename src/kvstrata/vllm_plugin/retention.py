@@ -57,6 +57,34 @@ def single_block_reason(kv_cache_config: Any) -> str | None:
     return None
 
 
+def mend_state_steps(vllm_config: Any, kv_cache_config: Any) -> int | None:
+    """Make vLLM's scheduler end its prefill steps where a recurrent state can be kept.
+
+    A state is kept where a prefill step ends on a state block's boundary, and the scheduler looks for that
+    boundary in steps of `cache_config.block_size`. Where the engine core runs in a process of its own that
+    is a copy of the configuration from before the model chose its blocks (unless `--block-size` is given),
+    so steps end elsewhere and the first request with a prompt leaves no state at all.
+
+    Args:
+        vllm_config: the scheduler's.
+        kv_cache_config: vLLM's `KVCacheConfig`.
+
+    Returns:
+        Tokens of a state block, when the configuration had to be changed.
+    """
+    cache_config = vllm_config.cache_config
+    blocks = {
+        group.kv_cache_spec.block_size
+        for group in kv_cache_config.kv_cache_groups
+        if isinstance(group.kv_cache_spec, MambaSpec)
+        and group.kv_cache_spec.mamba_cache_mode == "align"
+    }
+    if len(blocks) != 1 or cache_config.block_size in blocks:
+        return None
+    (cache_config.block_size,) = blocks
+    return int(cache_config.block_size)
+
+
 def keep_answer_end(scheduler: Any, request_id: str, step: int) -> bool:
     """Store the windows at the end of a finished answer, so that the next turn goes on from there.
 

@@ -4,10 +4,12 @@ import random
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from storage import DictTier
 
 from kvstrata import metrics as m
-from kvstrata.chunks.geometry import GroupGeometry, GroupKind
+from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
 from kvstrata.chunks.key import group_of, make_key
 from kvstrata.clock import ManualClock
 from kvstrata.tiering.cache import RESET_STEPS, TieredCache
@@ -160,7 +162,7 @@ def test_what_the_device_holds_is_not_read(bench: Bench) -> None:
     assert bench.settle("r", shape) == 192
     assert {key for key, _ in bench.storage.reads} == {
         *shape.groups[0].keys[6:],
-        *shape.groups[1].keys[-3:],
+        *shape.groups[1].keys[-2:],
     }
 
 
@@ -366,3 +368,50 @@ def test_a_chunk_entered_in_its_middle_serves_only_the_planned_boundary() -> Non
     assert bench.cache.loads.covers("r", 320) and not bench.cache.loads.covers("r", 300)
     assert not bench.memory.readable(tail)
     bench.runner.close(1)
+
+
+def bytes_of(group: GroupKeys, computed: int, boundary: int) -> int:
+    """The formula: whole blocks from the first token that a resume at `boundary` reads up to it."""
+    geometry = group.geometry
+    first = max(computed, geometry.first_token(boundary)) // geometry.tokens_per_block
+    return (ceil_div(boundary, geometry.tokens_per_block) - first) * geometry.block_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_bytes_read_are_exactly_those_that_the_boundary_needs(data) -> None:
+    """Whatever storage holds: nothing for a boundary that is not reached, no block before a window."""
+    per_chunk = data.draw(st.sampled_from([1, 2, 4]))
+    window = data.draw(st.integers(2, 150))
+    geometries = {
+        0: GroupGeometry(0, GroupKind.FULL, 16, per_chunk, (256,)),
+        1: GroupGeometry(1, GroupKind.WINDOW, 16, per_chunk, (512,), window_tokens=window),
+        2: GroupGeometry(2, GroupKind.LOCAL, 16, per_chunk, (128,), window_tokens=64),
+    }
+    bench = Bench(128, geometries=geometries)
+    chunks = data.draw(st.integers(1, 12))
+    computed = data.draw(st.integers(0, chunks * per_chunk)) * 16
+    groups = [
+        GroupKeys(g, [make_key(f"a{i}".encode().ljust(16), g.group) for i in range(chunks)])
+        for g in geometries.values()
+    ]
+    shape = RequestShape(groups, tokens=chunks * per_chunk * 16 + 5, computed=computed)
+    prefix = data.draw(st.integers(0, chunks))
+    for group in groups:
+        size = group.geometry.payload_bytes
+        for index, key in enumerate(group.keys):
+            kept = index < prefix if group.geometry is geometries[0] else data.draw(st.booleans())
+            if kept:
+                bench.storage.held[key] = bytes(size), 0
+    try:
+        boundary = bench.settle("r", shape)
+        expected = 0
+        if boundary > computed:
+            expected = sum(bytes_of(group, computed, boundary) for group in groups)
+        read = sum(
+            geometries[group_of(key)].payload_bytes - first * geometries[group_of(key)].block_bytes
+            for key, first in bench.storage.reads
+        )
+        assert read == expected
+    finally:
+        bench.runner.close(1)

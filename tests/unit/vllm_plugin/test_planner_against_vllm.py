@@ -158,7 +158,7 @@ def test_what_is_planned_is_enough_for_vllm(case) -> None:
     per_chunk, configs, keys, present, tokens, computed, cap = case
     shape = shape_of(configs, per_chunk, keys, tokens, computed, cap)
     plan = plan_load(shape, lambda asked: [key in present for key in asked])
-    needed = {key for key, _ in plan.needs()}
+    needed = {key for key, _ in plan.needs()} | plan.beside
     assert needed <= present
     found = vllm_answer(configs, per_chunk, keys, needed, tokens, computed, cap)
     assert computed + found == plan.boundary
