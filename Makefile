@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup models demo test check format clean distclean
+.PHONY: help setup models demo test test-zoo check format clean distclean
 
 help:  ## show this
 	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -20,6 +20,9 @@ demo: setup  ## real engines, one hybrid model: cold, device, memory, storage; b
 
 test: setup  ## all tests, those with real engines included
 	@scripts/test
+
+test-zoo: setup  ## the full examination of every kind of model, with real engines; build/zoo
+	@scripts/test tests/e2e/test_zoo.py -m zoo
 
 check: setup  ## formatting, lint, types, import layers
 	@scripts/check

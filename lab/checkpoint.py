@@ -37,7 +37,7 @@ from lab.families.weights import against_repetition, draw
 from lab.models import VOCAB_SIZE
 
 if TYPE_CHECKING:
-    from lab.models import Recipe
+    from lab.recipes import Recipe
 
 BOS, EOS, PAD, SYSTEM, USER, ASSISTANT, END = (
     "<|bos|>",

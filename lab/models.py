@@ -22,6 +22,8 @@ from pathlib import Path
 
 from lab.recipes import RECIPES, Recipe
 
+__all__ = ["MODELS_ROOT", "PRINTABLE", "RECIPES", "VOCAB_SIZE", "Recipe", "ensure", "prompt_ids"]
+
 MODELS_ROOT = Path(__file__).resolve().parent.parent / "build" / "models"
 RECIPE_FILE = "recipe.json"
 

@@ -131,7 +131,8 @@ def _gain(recipe: Recipe, name: str, part: str) -> float:
         # A family that normalises queries and keys takes its gain from the norms.
         if recipe.family in ("qwen3_next", "qwen3_5"):
             return 1.0
-        return recipe.query_key_gain ** (1.0 if recipe.family == "deepseek" else 0.5)
+        gain = recipe.query_key_gain
+        return gain if recipe.family == "deepseek" else math.sqrt(gain)
     if part == "o_proj":
         # An output gate halves what attention read.
         return MEAN_GAIN * (2.0 if recipe.family in ("qwen3_next", "qwen3_5") else 1.0)

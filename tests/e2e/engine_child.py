@@ -4,6 +4,7 @@
 `… --fork SOCKET` forks one for each connection. See `engine.py` for the other side.
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -52,10 +53,14 @@ class Child:
             from kvstrata.vllm_plugin.manager import KVStrataManager
 
             KVStrataManager.check_store = lambda *_: None
-        if RECIPES[settings["model"]].family == "qwen3_5":
+        recipe = RECIPES.get(settings["model"])
+        if recipe is not None and recipe.family == "qwen3_5":
             register_qwen3_5()
+        if settings.get("prefix_caching_anyway"):
+            self._keep_prefix_caching()
         self._llm = LLM(
-            model=str(ensure(settings["model"])),
+            # A directory stands for a model that has no recipe.
+            model=str(ensure(settings["model"])) if recipe else settings["model"],
             enforce_eager=True,
             max_model_len=settings.get("max_model_len", 4096),
             max_num_seqs=4,
@@ -69,8 +74,21 @@ class Child:
                 if settings["extra"]
                 else None
             ),
-            **{**RECIPES[settings["model"]].engine, **settings.get("engine", {})},
+            **{**(recipe.engine if recipe else {}), **settings.get("engine", {})},
         )
+
+    @staticmethod
+    def _keep_prefix_caching() -> None:
+        """Latent attention on a CPU without AMX: vLLM turns prefix caching off, and we want its bytes."""
+        from vllm.platforms import current_platform
+
+        checked = current_platform.check_and_update_config
+
+        def check(config: Any) -> None:
+            checked(config)
+            config.cache_config.enable_prefix_caching = True
+
+        type(current_platform).check_and_update_config = staticmethod(check)
 
     def ask(self, prompts: list[list[int]], max_tokens: int = 16) -> list[dict[str, Any]]:
         """Greedy answers: token ids, log-probability of each, prompt tokens that were cached."""
@@ -106,6 +124,19 @@ class Child:
         )
         request = Request("hashes", prompt, SamplingParams(), None, block_hasher=hasher)
         return [value.hex() for value in request.block_hashes]
+
+    def pages(self, prompt: list[int]) -> list[list[str]]:
+        """Digest of each layer's page of each whole block of a prompt that the device cache holds."""
+        pool = self._scheduler().kv_cache_manager.block_pool
+        model_runner = self._core().model_executor.driver_worker.worker.model_runner
+        found = []
+        for text in self.hashes(prompt):
+            blocks = pool.get_cached_block(bytes.fromhex(text), [0])
+            if blocks is None:
+                break
+            pages = [layer[blocks[0].block_id] for layer in model_runner.kv_caches]
+            found.append([hashlib.sha256(page.numpy().tobytes()).hexdigest() for page in pages])
+        return found
 
     def reset_device(self) -> bool:
         """Empty the device's prefix cache, and nothing else."""
@@ -144,7 +175,10 @@ class Child:
         self._llm.llm_engine.engine_core.shutdown()
 
     def _scheduler(self) -> Any:
-        return self._llm.llm_engine.engine_core.engine_core.scheduler
+        return self._core().scheduler
+
+    def _core(self) -> Any:
+        return self._llm.llm_engine.engine_core.engine_core
 
 
 def serve(settings: dict[str, Any], commands: TextIO, answers: TextIO) -> None:

@@ -1,22 +1,24 @@
 """Every kind of KV cache that runs on a CPU: the same answers from every tier, and proof that it matters.
 
-One short examination a kind is part of all tests; the full one, over more lengths, is marked `zoo`. Each
-leaves a row in build/zoo, of which `python -m lab.support` makes the table in docs/support.md.
+One short examination a kind is part of all tests; the full one, over more lengths, is marked `zoo` and
+leaves a row in build/zoo, from which `python -m lab.support` makes the table in docs/support.md.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Engine
+from engine import Engine, EngineError
 
 from kvstrata.chunks.key import group_of, hash_of, parse_file_name
 from kvstrata.testing.damage import forge
 from kvstrata.tiers.catalog import iter_namespaces, iter_records
 from lab.models import RECIPES, ensure, prompt_ids
-from lab.support import ROWS, ZOO
+from lab.refused import ENGINE, REFUSED, write_configuration
+from lab.support import BYTES_ONLY, ROWS, ZOO
 
 NOISE = {"float32": 5e-4, "bfloat16": 0.02}
 """Log-probability difference that the same prefix may make: the rest of the prompt has other shapes."""
@@ -46,6 +48,7 @@ class Findings:
     cached: dict[str, list[int]] = field(default_factory=dict)
     differ: dict[str, list[int]] = field(default_factory=dict)
     controls: dict[int, float] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def allowed(self) -> float:
@@ -62,13 +65,13 @@ class Findings:
             if apart >= self.allowed:
                 self.differ[tier].append(answer["prompt_tokens"])
 
-    def write(self, groups: list[dict[str, Any]]) -> None:
+    def write(self) -> None:
         """Leave the row, for `lab.support`."""
         ROWS.mkdir(parents=True, exist_ok=True)
         row = {
             "model": self.model,
             "dtype": RECIPES[self.model].engine["dtype"],
-            "groups": groups,
+            "groups": self.groups,
             "lengths": self.lengths,
             "noise": self.noise,
             "allowed": self.allowed,
@@ -103,9 +106,9 @@ def together(engine: Engine, *prompts: list[int]) -> list[Any]:
     return answers
 
 
-def branches(prompts: list[list[int]]) -> list[list[int]]:
-    """Two prompts that leave the first one in its middle: the second can go on where the first left."""
-    return [prompts[0][: len(prompts[0]) * 3 // 4] + prompt_ids(200, seed=seed) for seed in (5, 6)]
+def branch(prompt: list[int], seed: int) -> list[int]:
+    """A prompt that leaves the given one after three quarters."""
+    return prompt[: len(prompt) * 3 // 4] + prompt_ids(200, seed=seed)
 
 
 def groups_of(root: Path) -> list[dict[str, Any]]:
@@ -132,7 +135,7 @@ def examine(model: str, lengths: tuple[int, ...], start: Any, root: Path) -> Fin
     ensure(model)
     found = Findings(model, lengths)
     prompts = [prompt_ids(length, seed=length) for length in lengths]
-    batch = (prompts * 4)[:4] if len(prompts) < 4 else prompts[:4]
+    batch = (prompts * 4)[:4]
     extra = {"path": str(root), "memory": "192MiB"}
     with start(model, extra) as writer:
         cold = ask(writer, *prompts)
@@ -142,27 +145,32 @@ def examine(model: str, lengths: tuple[int, ...], start: Any, root: Path) -> Fin
         writer.do("reset_device")
         found.compare("memory", ask(writer, *prompts), cold)
         writer.do("reset_device")
-        cold_batch = [cold[batch_index % len(cold)] for batch_index in range(4)]
-        found.compare("batch", together(writer, *batch), cold_batch)
+        found.compare("batch", together(writer, *batch), (cold * 4)[:4])
         controls = [prompt_ids(CONTROL_TOKENS, seed=100 + g) for g in range(len(groups_of(root)))]
         true_controls = ask(writer, *controls)
         hashes = [set(map(bytes.fromhex, writer.do("hashes", prompt=p))) for p in controls]
-        parted = ask(writer, *branches(prompts))
+        writer.ask(branch(prompts[0], seed=5))
         assert writer.do("idle")
     groups = groups_of(root)
     for group, known in enumerate(hashes):
         assert forge_group(root, group, known) > 0
     with start(model, extra) as reader:
         found.compare("storage", ask(reader, *prompts), cold)
-        found.compare("branch from storage", ask(reader, *branches(prompts)), parted)
+        parted = ask(reader, branch(prompts[0], seed=6))
         forged = ask(reader, *controls)
-    with start(model, {}) as alone:  # vLLM itself: what its device cache gives where prompts part
-        ask(alone, prompts[0])
-        found.compare("branch on the device", ask(alone, *branches(prompts)), parted)
+    with start(model, {}) as alone:  # vLLM itself, without us: the same three prompts on one device
+        alone.ask(prompts[0])
+        alone.ask(branch(prompts[0], seed=5))
+        on_device = ask(alone, branch(prompts[0], seed=6))
+        alone.do("reset_device")
+        cold_branch = ask(alone, branch(prompts[0], seed=6))
+        assert cold_branch[0]["cached"] == 0
+        found.compare("branch on the device", on_device, cold_branch)
+        found.compare("branch from storage", parted, cold_branch)
     for group, (wrong, right) in enumerate(zip(forged, true_controls, strict=True)):
         assert wrong["cached"] > 0, f"group {group}: nothing was read"
         found.controls[group] = distance(wrong, right)
-    found.write(groups)
+    found.groups = groups
     return found
 
 
@@ -176,10 +184,8 @@ def judge(found: Findings) -> None:
             found.lengths, found.cached[tier], found.cached["device"], strict=True
         ):
             assert here >= device, f"{tier}: {here} of {length} tokens, the device's {device}"
-    for stored, device in zip(
-        found.cached["branch from storage"], found.cached["branch on the device"], strict=True
-    ):
-        assert stored >= device, "a prefix's middle is reused less than on the device"
+    (stored,), (device,) = found.cached["branch from storage"], found.cached["branch on the device"]
+    assert stored >= device, "a prefix's middle is reused less than on the device"
     for group, apart in found.controls.items():
         if (found.model, group) not in BLIND:
             assert apart > 2 * found.allowed, f"group {group}: forged bytes change nothing"
@@ -193,4 +199,60 @@ def test_each_kind_briefly(model: str, start: Any, tmp_path: Path) -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("model", ZOO)
 def test_each_kind(model: str, start: Any, tmp_path: Path) -> None:
-    judge(examine(model, ALL_LENGTHS, start, tmp_path / "kv"))
+    found = examine(model, ALL_LENGTHS, start, tmp_path / "kv")
+    found.write()  # before it is judged: a row that says no is one too
+    judge(found)
+
+
+@pytest.mark.zoo
+def test_latent_attention_comes_back_byte_for_byte(start: Any, tmp_path: Path) -> None:
+    """Answers say nothing here: on a CPU without AMX its decode disagrees with its own prefill."""
+    (model,) = BYTES_ONLY
+    ensure(model)
+    root = tmp_path / "kv"
+    extra = {"path": str(root), "memory": "96MiB"}
+    prompts = [prompt_ids(length, seed=length) for length in ALL_LENGTHS]
+    settings = {"prefix_caching_anyway": True}
+    found = Findings(model, ALL_LENGTHS)
+    with start(model, extra, **settings) as writer:
+        found.cached["cold"] = [answer["cached"] for answer in ask(writer, *prompts)]
+        computed = [writer.do("pages", prompt=prompt) for prompt in prompts]
+        found.cached["device"] = [answer["cached"] for answer in ask(writer, *prompts)]
+        assert writer.do("idle")
+        writer.do("reset_device")
+        found.cached["memory"] = [answer["cached"] for answer in ask(writer, *prompts)]
+        from_memory = [writer.do("pages", prompt=prompt) for prompt in prompts]
+        hashes = [*map(bytes.fromhex, writer.do("hashes", prompt=prompts[-1]))]
+    assert forge_group(root, 0, {hashes[0]}) == 1
+    with start(model, extra, **settings) as reader:
+        found.cached["storage"] = [answer["cached"] for answer in ask(reader, *prompts)]
+        from_storage = [reader.do("pages", prompt=prompt) for prompt in prompts]
+    for tier, pages in (("memory", from_memory), ("storage", from_storage)):
+        found.differ[tier] = []
+        for length, here, before, cached in zip(
+            ALL_LENGTHS, pages, computed, found.cached[tier], strict=True
+        ):
+            blocks = cached // groups_of(root)[0]["tokens_per_block"]
+            assert blocks >= length // 16 - 1
+            if here[:blocks] != before[:blocks]:
+                found.differ[tier].append(length)
+    # The last prompt's first block was forged, and must be all that differs.
+    assert found.differ == {"memory": [], "storage": [ALL_LENGTHS[-1]]}
+    assert from_storage[-1][0] != computed[-1][0] and from_storage[-1][1:] == computed[-1][1:]
+    found.differ["storage"] = []
+    found.controls[0] = float("inf")
+    found.groups = groups_of(root)
+    found.write()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_engine_cannot_run_is_named(name: str, start: Any, tmp_path: Path) -> None:
+    model = str(write_configuration(name, tmp_path / name))
+    # It may start, and fail when it is asked.
+    with pytest.raises(EngineError) as refusal, start(model, {}, engine=ENGINE) as engine:
+        engine.ask(prompt_ids(1000, seed=1))
+    errors = re.findall(r"(?:^|[ \]])(\w+Error: .+(?:\n  .+)?)", str(refusal.value), re.MULTILINE)
+    ROWS.mkdir(parents=True, exist_ok=True)
+    error = errors[-1] if errors else str(refusal.value)[:300]
+    (ROWS / f"{name}.json").write_text(json.dumps({"model": name, "error": error}) + "\n")
