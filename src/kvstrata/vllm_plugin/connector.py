@@ -20,6 +20,7 @@ from kvstrata.vllm_plugin.retention import (
     mend_state_steps,
     mend_windows,
     single_block_reason,
+    state_block,
 )
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 
@@ -78,6 +79,7 @@ class KVStrataConnector(OffloadingConnector):
         self._idle = False
         self._geometries: tuple[GroupGeometry, ...] = ()
         self._step = 1
+        self._state_block = state_block(self._kv_cache_config)
         if self.connector_scheduler is not None:
             manager = self.connector_scheduler.manager
             assert isinstance(manager, KVStrataManager)
@@ -87,12 +89,6 @@ class KVStrataConnector(OffloadingConnector):
     def _start(self, vllm_config: Any) -> None:
         """Lay out the arena from what the workers declared, and start serving."""
         config = self.scheduler.config = mend_windows(self.scheduler.config)
-        block = mend_state_steps(vllm_config, self._kv_cache_config)
-        if block is not None:
-            logger.info(
-                "kvstrata: prefill steps end on blocks of %d tokens, where states can be kept",
-                block,
-            )
         options = self._manager.options
         transfer = vllm_config.kv_transfer_config
         world_size = vllm_config.parallel_config.world_size
@@ -141,6 +137,7 @@ class KVStrataConnector(OffloadingConnector):
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         """See vLLM; answers None until the request's chunks are in memory or given up."""
+        mend_state_steps(self._vllm_config, self._state_block)
         if request.skip_reading_prefix_cache:
             return super().get_num_new_matched_tokens(request, num_computed_tokens)
         shape = self._shape(request, num_computed_tokens)

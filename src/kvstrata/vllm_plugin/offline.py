@@ -70,9 +70,6 @@ def look(arguments: list[str]) -> Answer:
     extra = dict(getattr(transfer, "kv_connector_extra_config", None) or {})
     ours = transfer is not None and transfer.kv_connector == "KVStrataConnector"
     options = Options.parse(extra) if ours else None
-    # With workers of their own, the scheduler never learns what they make of the block size.
-    apart = config.parallel_config.distributed_executor_backend != "uni"
-    block = config.cache_config.block_size
     try:
         specs, exact = model_specs(config), True
     except Exception as error:  # noqa: BLE001
@@ -91,15 +88,17 @@ def look(arguments: list[str]) -> Answer:
         )
         for index, group in enumerate(groups)
     ]
-    known = {"exact": exact, "asked_blocks": asked} | ({"scheduler_block": block} if apart else {})
+    known: dict[str, Any] = {"exact": exact, "asked_blocks": asked}
     layers = [len(group.layer_names) for group in groups]
-    facts = gather(config, geometries, layers, options, **known)
-    if options is None:
-        return Answer(facts)
     names = {index: group.layer_names for index, group in enumerate(groups)}
-    namespace = engine_namespace(config, geometries, names, [], options.label)
-    covers = {name: fact for name, fact in namespace.covers.items() if name != "layout"}
-    return Answer(facts, covers, options.shm_dir)
+    namespace = engine_namespace(config, geometries, names, [], options.label if options else "")
+    known["scheduler_block"] = _scheduler_block(
+        config, groups
+    )  # last: it changes the configuration
+    facts = gather(config, geometries, layers, options, **known)
+    unknown = {"layout"} if exact else {"layout", "groups", "kv_cache"}
+    covers = {name: fact for name, fact in namespace.covers.items() if name not in unknown}
+    return Answer(facts, covers, options.shm_dir if options else "/dev/shm")
 
 
 def model_specs(config: Any) -> dict[str, Any]:
@@ -208,12 +207,24 @@ def _resolve_layout(config: Any, specs: Mapping[str, Any]) -> None:
     worker = importlib.import_module("vllm.v1.worker.worker_base")
     utils = importlib.import_module("vllm.v1.attention.backends.utils")
     resolve = getattr(utils, "resolve_kv_cache_layout", None)
-    if resolve is None or not config.compilation_config.static_forward_context:
+    if resolve is None:
         return
-    backends = worker.get_current_attn_backends(config)
-    if backends:
-        names = [layout.name for layout in utils.get_supported_kv_cache_layouts(backends)]
-        resolve(config, [names], specs.values())
+    made = config.compilation_config.static_forward_context
+    backends = worker.get_current_attn_backends(config) if made else []
+    names = [layout.name for layout in utils.get_supported_kv_cache_layouts(backends)]
+    resolve(config, [names], specs.values())
+
+
+def _scheduler_block(config: Any, groups: list[Any]) -> int:
+    """Tokens of the scheduler's block once the engine runs.
+
+    vLLM's engine core takes the smallest of the groups' blocks, and then, in a process of its own, checks
+    its configuration again, where some platforms put their default back.
+    """
+    cache = config.cache_config
+    cache.block_size = min((g.kv_cache_spec.block_size for g in groups), default=cache.block_size)
+    config.__post_init__()
+    return int(cache.block_size)
 
 
 def unpadded_bytes(group: Any) -> int:

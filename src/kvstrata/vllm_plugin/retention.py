@@ -6,6 +6,7 @@ another one that its own device cache holds. Its scheduler reads that attribute 
 blocks, after the connector was asked, so the connector can name a place that only its tiers know of.
 """
 
+import logging
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -16,6 +17,8 @@ from vllm.v1.kv_cache_interface import MambaSpec, SlidingWindowSpec
 from vllm.v1.request import RequestStatus
 
 from kvstrata.chunks.geometry import ceil_div
+
+logger = logging.getLogger("vllm.kvstrata")
 
 
 def mend_windows(config: SchedulerOffloadConfig) -> SchedulerOffloadConfig:
@@ -57,32 +60,44 @@ def single_block_reason(kv_cache_config: Any) -> str | None:
     return None
 
 
-def mend_state_steps(vllm_config: Any, kv_cache_config: Any) -> int | None:
+def state_block(kv_cache_config: Any) -> int:
+    """Tokens after which vLLM can keep a recurrent state ("align" mode); 0 without such groups.
+
+    Args:
+        kv_cache_config: vLLM's `KVCacheConfig`.
+    """
+    return next(
+        (
+            group.kv_cache_spec.block_size
+            for group in kv_cache_config.kv_cache_groups
+            if isinstance(group.kv_cache_spec, MambaSpec)
+            and group.kv_cache_spec.mamba_cache_mode == "align"
+        ),
+        0,
+    )
+
+
+def mend_state_steps(vllm_config: Any, block: int) -> None:
     """Make vLLM's scheduler end its prefill steps where a recurrent state can be kept.
 
     A state is kept where a prefill step ends on a state block's boundary, and the scheduler looks for that
-    boundary in steps of `cache_config.block_size`. Where the engine core runs in a process of its own that
-    is a copy of the configuration from before the model chose its blocks (unless `--block-size` is given),
-    so steps end elsewhere and the first request with a prompt leaves no state at all.
+    boundary in steps of `cache_config.block_size` (`_mamba_block_aligned_split`). Where the engine core
+    runs in a process of its own, that goes back to the platform's default after the scheduler was made,
+    unless `--block-size` was given; steps then end elsewhere, and the first request with a prompt leaves
+    no state at all. To be called before each prompt is scheduled; costs a comparison.
 
     Args:
         vllm_config: the scheduler's.
-        kv_cache_config: vLLM's `KVCacheConfig`.
-
-    Returns:
-        Tokens of a state block, when the configuration had to be changed.
+        block: see `state_block`; 0 changes nothing.
     """
     cache_config = vllm_config.cache_config
-    blocks = {
-        group.kv_cache_spec.block_size
-        for group in kv_cache_config.kv_cache_groups
-        if isinstance(group.kv_cache_spec, MambaSpec)
-        and group.kv_cache_spec.mamba_cache_mode == "align"
-    }
-    if len(blocks) != 1 or cache_config.block_size in blocks:
-        return None
-    (cache_config.block_size,) = blocks
-    return int(cache_config.block_size)
+    if block and cache_config.block_size % block:
+        logger.info(
+            "kvstrata: prefill steps end on blocks of %d tokens, where states can be kept, not of %d",
+            block,
+            cache_config.block_size,
+        )
+        cache_config.block_size = block
 
 
 def keep_answer_end(scheduler: Any, request_id: str, step: int) -> bool:
