@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab.client import EngineClient
-from lab.models import ensure, prompt_ids
+from lab.models import RECIPES, ensure, prompt_ids
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -82,7 +82,8 @@ class EngineServer:
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--model", str(ensure(model)), "--served-model-name", model),
-            *("--dtype", "float32", "--enforce-eager", "--block-size", "128"),
+            "--enforce-eager",
+            *_flags(RECIPES[model].engine),
             *("--max-model-len", str(max_model_len), "--max-num-seqs", "8"),
             *("--kv-cache-memory-bytes", str(device_bytes)),
             *("--distributed-executor-backend", "uni"),
@@ -197,6 +198,15 @@ class EngineServer:
 
 def _die_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    """A recipe's engine settings on a command line."""
+    return [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def _transfer_config(kv: Mapping[str, Any]) -> str:

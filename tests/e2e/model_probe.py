@@ -19,7 +19,7 @@ os.environ.update(
 
 from vllm import LLM, SamplingParams
 
-from lab.models import PRINTABLE, VOCAB_SIZE, ensure, prompt_ids
+from lab.models import PRINTABLE, RECIPES, VOCAB_SIZE, ensure, prompt_ids
 
 PROMPT_TOKENS = 600
 CHANGED_POSITIONS = (3, 70, 200, 590)
@@ -46,16 +46,15 @@ def probe(name: str) -> dict[str, object]:
     """What test_models.py asserts about the model `name`."""
     engine = LLM(
         model=str(ensure(name)),
-        dtype="float32",
         enforce_eager=True,
         max_model_len=4096,
         max_num_seqs=4,
         kv_cache_memory_bytes=64 << 20,
-        block_size=128,
         max_logprobs=VOCAB_SIZE,
         enable_prefix_caching=True,
         distributed_executor_backend="uni",
         disable_log_stats=True,
+        **RECIPES[name].engine,
     )
     prompt = prompt_ids(PROMPT_TOKENS, seed=7)
     tokens, cold, _ = answer(engine, prompt)
