@@ -22,7 +22,7 @@ test: setup  ## all tests, those with real engines included
 	@scripts/test
 
 test-zoo: setup  ## the full examination of every kind of model, with real engines; build/zoo
-	@scripts/test tests/e2e/test_zoo.py -m zoo
+	@scripts/test tests/e2e -m zoo
 
 check: setup  ## formatting, lint, types, import layers
 	@scripts/check

@@ -1,4 +1,11 @@
-"""What a hybrid reuses where prompts part ways, and from one turn of a conversation to the next."""
+"""What a model reuses where prompts part ways, and from one turn of a conversation to the next.
+
+The measure is the engine's own device cache, in one engine without any connector: from files, in engines
+that each live for a few requests only, a model is served as much.
+"""
+
+import json
+from pathlib import Path
 
 import pytest
 from test_answers import agree
@@ -7,28 +14,46 @@ from lab.models import prompt_ids
 
 pytestmark = pytest.mark.engine
 
-HYBRIDS = ["gemma3-1to1", "gemma3-5to1", "gemma3-w1024", "gpt-oss"]
+QUICK = ["gemma3-1to1", "granite-4-h"]
+REST = [
+    *("gemma3-5to1", "gemma3-w1024", "gpt-oss", "cohere2", "gemma4", "llama4", "qwen3-next"),
+    *("qwen3.5", "falcon-h1", "nemotron-h", "zamba2"),
+]
+HYBRIDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.zoo) for name in REST)]
 SHARED = 1920
+RESULTS = Path(__file__).resolve().parents[2] / "build" / "reuse"
 
 
 def branch(seed: int) -> list[int]:
-    """The shared beginning and an end of its own."""
-    return prompt_ids(SHARED, seed=1) + prompt_ids(200, seed=seed)
+    """The shared beginning and an end of its own, longer than any block."""
+    return prompt_ids(SHARED, seed=1) + prompt_ids(500, seed=seed)
+
+
+def note(model: str, what: str, device: list[int], storage: list[int]) -> None:
+    """Leave the figures for whoever wants to see them."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    row = {"model": model, "what": what, "device": device, "storage": storage}
+    (RESULTS / f"{model}.{what}.json").write_text(json.dumps(row) + "\n")
 
 
 @pytest.mark.parametrize("model", HYBRIDS)
 def test_the_third_engine_is_served_the_shared_beginning(model: str, start) -> None:
     """The first leaves no window where the prompts part; the second notices and keeps it for all others."""
-    served = []
-    for seed in (11, 12, 13):
+    seeds = (11, 12, 13)
+    with start(model, {}) as plain:
+        device = [plain.ask(branch(seed))[0] for seed in seeds]
+    storage = []
+    for seed in seeds:
         with start(model) as engine:
-            served.append(engine.ask(branch(seed))[0])
-            counted = engine.do("metrics").get("junctions{reason=shared}", 0)
-            assert counted == (seed == 12)
-    with start(model, {"memory": "96MiB"}) as plain:
-        cold = [plain.ask(branch(seed))[0] for seed in (11, 12, 13)]
-    assert all(agree(one, other) for one, other in zip(served, cold, strict=True))
-    assert [answer["cached"] for answer in served] == [0, 0, SHARED]
+            storage.append(engine.ask(branch(seed))[0])
+            assert engine.do("idle")
+            junctions = engine.do("metrics").get("junctions{reason=shared}", 0)
+            assert junctions <= (seed == 12)
+    cached = [[answer["cached"] for answer in answers] for answers in (device, storage)]
+    note(model, "junction", *cached)
+    assert all(agree(one, other) for one, other in zip(storage, device, strict=True))
+    assert cached[0][2] > SHARED - 384, "the device cache itself does not serve it"
+    assert all(ours >= theirs for theirs, ours in zip(*cached, strict=True))
 
 
 def test_a_prompt_that_nobody_shares_keeps_nothing_more(start) -> None:
@@ -41,15 +66,20 @@ def test_a_prompt_that_nobody_shares_keeps_nothing_more(start) -> None:
 
 
 @pytest.mark.parametrize("model", ["llama", *HYBRIDS])
-def test_the_next_turn_goes_on_from_the_end_of_the_answer(model: str, start) -> None:
-    question = prompt_ids(700, seed=1)
+def test_the_next_turn_goes_on_from_the_last(model: str, start) -> None:
+    """From the end of the answer, where the device cache alone keeps the windows of the question's end."""
+    question, more = prompt_ids(700, seed=1), prompt_ids(60, seed=2)
+    with start(model, {}) as plain:
+        answer = plain.ask(question, max_tokens=300)[0]
+        follow_up = question + answer["tokens"] + more
+        device = plain.ask(follow_up)[0]
     with start(model) as engine:
-        answer = engine.ask(question, max_tokens=300)[0]
-        assert len(answer["tokens"]) == 300
+        assert engine.ask(question, max_tokens=300)[0]["tokens"] == answer["tokens"]
         assert engine.do("idle")  # a server steps on by itself
-    follow_up = question + answer["tokens"] + prompt_ids(60, seed=2)
     with start(model) as other:
-        second = other.ask(follow_up)[0]
-    with start(model, {"memory": "96MiB"}) as plain:
-        assert agree(second, plain.ask(follow_up)[0])
-    assert second["cached"] == 896  # whole blocks of 700 + 300 tokens
+        storage = other.ask(follow_up)[0]
+    note(model, "turn", [device["cached"]], [storage["cached"]])
+    assert agree(storage, device)
+    assert storage["cached"] >= device["cached"] > 0
+    if model in ("llama", "gemma3-1to1"):
+        assert storage["cached"] == 896  # whole blocks of 700 + 300 tokens
