@@ -103,23 +103,23 @@ class Writer:
 
 
 def popular(seed: int) -> Iterator[Prompt]:
-    """System prompts with a Zipf popularity, each request with a question of its own."""
+    """System prompts and documents with a Zipf popularity, each request with a question of its own."""
     writer = Writer(seed)
-    systems = [writer.text(1000, 6000) for _ in range(80)]
+    systems = [writer.text(1000, 6000) for _ in range(300)]
     weights = [1 / (rank + 1) for rank in range(len(systems))]
     while True:
         (system,) = writer.random.choices(systems, weights)
         yield (system, writer.text(100, 1500))
 
 
-def chats(seed: int, together: int = 40) -> Iterator[Prompt]:
+def chats(seed: int, together: int = 60) -> Iterator[Prompt]:
     """Conversations, `together` at any time; each turn holds all turns before and their answers."""
     writer = Writer(seed)
     systems = [writer.text(400, 2000) for _ in range(4)]
     open_chats: list[tuple[Prompt, float]] = []
     while True:
         while len(open_chats) < together:
-            pace = writer.random.choice((1.0, 1.0, 4.0))  # some people answer at once
+            pace = writer.random.choice((0.2, 1.0, 5.0))  # some answer at once, some hours later
             open_chats.append(((writer.random.choice(systems),), pace))
         paces = [pace for _, pace in open_chats]
         (index,) = writer.random.choices(range(len(open_chats)), paces)
@@ -156,7 +156,7 @@ def _together(writer: Writer, sources: list[Iterator[Prompt]]) -> Iterator[Promp
             yield prompt
 
 
-def agents(seed: int, together: int = 8) -> Iterator[Prompt]:
+def agents(seed: int, together: int = 12) -> Iterator[Prompt]:
     """Agentic loops: three kinds of agents, `together` running at any time."""
     writer = Writer(seed)
     kinds = [writer.text(2000, 5000) for _ in range(3)]
@@ -183,7 +183,7 @@ def scans(seed: int) -> Iterator[Prompt]:
     while True:
         for _ in range(writer.random.randint(60, 120)):
             yield next(base)
-        for _ in range(writer.random.randint(20, 50)):
+        for _ in range(writer.random.randint(60, 120)):
             yield (batch_system, writer.text(2000, 10000))
 
 

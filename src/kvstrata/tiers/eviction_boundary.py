@@ -134,6 +134,16 @@ class BoundaryKeeping(EvictionPolicy):
         """Chunks, marks and memories that are kept in mind, held or not."""
         return len(self._chunks) + len(self._marks) + len(self._memories)
 
+    def marks(self) -> Iterator[set[ChunkKey]]:
+        """For each boundary that is kept, every chunk that it needs. Walks everything."""
+        for mark in self._marks.values():
+            keys = {chunk.key for chunk in mark.tail}
+            leaf = mark.leaf
+            while leaf is not None:
+                keys.add(leaf.key)
+                leaf = leaf.parent
+            yield keys
+
     # Uses.
 
     def _recall(self, key: ChunkKey) -> Memory | None:

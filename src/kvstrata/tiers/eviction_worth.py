@@ -62,10 +62,10 @@ EDGES: tuple[int, ...] = (0, 1, 2, 3, 4, 6, *(b * 2**k for k in range(20) for b 
 _SPANS = len(EDGES)
 _WIDTHS = (*(high - low for low, high in itertools.pairwise(EDGES)), EDGES[-1])
 
-PRIOR_USES = 0.5
+PRIOR_USES = 1.0
 """Uses that each span is supposed to have seen before anything was; over one span's width, so that without
 knowledge worth falls with age as 1 / age, which is plain recency."""
-HALF_LIFE = 2048
+HALF_LIFE = 512
 """Lives after which what was seen counts half, so that the table follows the traffic."""
 REFRESH = 8
 """Lives after which one standing's worths are computed anew; all have their turn."""

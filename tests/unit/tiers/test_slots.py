@@ -1,4 +1,4 @@
-"""Slots never overlap, fit their slab, and come back."""
+"""Slots never overlap, lie in the arena, and come back."""
 
 import pytest
 from hypothesis import given
