@@ -54,8 +54,6 @@ def test_it_foretells_groups_and_namespace_and_the_engine_says_the_same_once(
     model = str(ensure("gemma3-5to1"))
     common = ["--model", model, "--dtype", "float32", "--max-model-len", "4096"]
     common += ["--block-size", "128", *transfer(**options)]
-    # The test's engine runs in one process; a server's workers have their own.
-    common += ["--distributed-executor-backend", "uni"]
     with start("gemma3-5to1", options, engine={"prefix_caching_hash_algo": "xxhash"}) as engine:
         engine.ask(prompt_ids(300, seed=1))
         said = engine.do("metrics")
@@ -82,17 +80,11 @@ def test_it_foretells_groups_and_namespace_and_the_engine_says_the_same_once(
     assert {"gemma3-5to1: kv_cache.dtype", "gemma3-5to1: hash_algorithm"} <= named
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"), [([], True), (["--block-size", "384"], False)], ids=["no", "yes"]
-)
-def test_a_state_longer_than_the_scheduler_s_block(
-    arguments: list[str], expected: bool, tmp_path: Path
-) -> None:
-    """In a server, whose workers are processes of their own."""
-    model = str(ensure("granite-4-h"))
-    extra = transfer(memory="1GiB")
-    status, found = doctor("--model", model, "--dtype", "float32", *extra, *arguments)
-    assert (status, "state-block-size" in codes(found)) == (int(expected), expected)
+def test_a_state_longer_than_the_block_that_the_scheduler_goes_back_to() -> None:
+    _, found = doctor(
+        "--model", str(ensure("granite-4-h")), "--dtype", "float32", *transfer(memory="1GiB")
+    )
+    assert "state-block-size" in codes(found)
     assert {g["kind"] for g in found["engine"]["groups"]} == {"state", "full"}
 
 
@@ -105,3 +97,38 @@ def test_a_running_engine_says_who_it_is(tmp_path: Path) -> None:
     assert replica["hash_seed"] == "default"
     assert replica["settings"]["enable_prefix_caching"] == "True"
     assert (status, [f for f in found["findings"] if f["severity"] != "note"]) == (0, [])
+
+
+ESTIMATE = """
+import sys
+from kvstrata.vllm_plugin import offline
+def refuse(config):
+    raise RuntimeError("no meta device")
+offline.model_specs = refuse
+offline.main()
+"""
+
+
+def test_an_estimate_is_close_and_says_that_it_is_one(tmp_path: Path) -> None:
+    arguments = ["--model", str(ensure("gemma3-5to1")), "--dtype", "float32"]
+    arguments += ["--tensor-parallel-size", "2", *transfer(memory="1GiB")]
+    out = tmp_path / "answer.json"
+    subprocess.run(
+        [sys.executable, "-c", ESTIMATE, str(out), *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=200,
+        check=True,
+    )
+    answer = json.loads(out.read_text())
+    assert answer["error"] == ""
+    assert answer["facts"]["exact"] is False
+    _, known = doctor(*arguments)
+    assert known["engine"]["exact"] is True
+    rows = known["engine"]["groups"]
+    assert [(g["kind"], sum(g["rank_block_bytes"])) for g in answer["facts"]["groups"]] == [
+        (row["kind"], row["chunk_bytes"]) for row in rows
+    ]
+    assert answer["facts"]["layers"] == [row["layers"] for row in rows]

@@ -74,10 +74,11 @@ CODES: Mapping[str, Code] = {
         "give --enable-prefix-caching (some models turn it off by default)",
     ),
     "state-block-size": Code(
-        _E,
-        "A state (Mamba, linear attention) covers more tokens than the scheduler's block, so steps do not "
-        "end where a state is stored and no usable state is.",
-        "give --block-size {size}",
+        _N,
+        "A state (Mamba, linear attention) covers more tokens than the block that vLLM's scheduler goes "
+        "back to after its start, so that steps would not end where a state can be kept; kvstrata's "
+        "connector puts it right.",
+        "give --block-size {size}, and vLLM is right by itself",
     ),
     "chunk-not-used": Code(
         _W,

@@ -20,6 +20,7 @@ SHARED_SETTINGS = (
 """vLLM's cache settings in which engines that share files agree."""
 RANDOM_SEED = "random"
 THIS_ENGINE = "this engine"
+FOUND_AT_START = "the engine found it at its start; its log names the values"
 MOST_FIELDS = 12
 """Fields that are named one by one; the rest is counted."""
 
@@ -206,7 +207,7 @@ def _check_replica(replica: ReplicaFacts) -> Iterator[Finding]:
         if code in CODES:  # a newer engine may know more than we do
             kind = CODES[code]
             text = kind.remedy.replace("{", "<").replace("}", ">")
-            yield Finding(code, kind.severity, replica.url, kind.means, text)
+            yield Finding(code, kind.severity, replica.url, FOUND_AT_START, text)
     said = set(replica.codes)
     if not replica.version:
         yield found("replica-silent", replica.url, "no kvstrata metric yet")
