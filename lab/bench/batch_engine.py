@@ -36,14 +36,23 @@ class BatchEngine:
         mode: "on" or "off": vLLM's hybrid KV cache manager.
         directory: for files, log and events; emptied.
         prompts: of the batch.
-        tokens: of a prompt before its last token, which is never loaded; a multiple of the block.
+        tokens: of a prompt before its last token, which is never loaded; a multiple of the chunk.
+        blocks_per_chunk: vLLM's option.
 
     Attributes:
         needed: bytes that the load of the batch needs.
         device_bytes: of the device's cache.
     """
 
-    def __init__(self, model: str, mode: str, directory: Path, prompts: int, tokens: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        mode: str,
+        directory: Path,
+        prompts: int,
+        tokens: int,
+        blocks_per_chunk: int = 1,
+    ) -> None:
         recipe = RECIPES[model]
         self.mode = mode
         self.model = model
@@ -69,6 +78,7 @@ class BatchEngine:
                 "path": str(self._files),
                 "memory": arena,
                 "store_queue": arena // 2,
+                "blocks_per_chunk": blocks_per_chunk,
             },
         }
         self._server = EngineServer(

@@ -47,6 +47,7 @@ COLOURS = ("#2b7de9", "#7fb3f5", "#e0672b", "#9aa5b1", "#5f6b76")
 TABLE_WIDTH = 140
 FEWEST_ROUNDS = 3
 """Taken even if the time is up: fewer would hide the spread."""
+MOST_ROUNDS = 7
 
 
 @dataclass
@@ -71,15 +72,24 @@ class Measured:
         return self.needed["off"] / self.needed["on"]
 
 
-def run_model(model: str, tokens: int, rounds: int, seconds: float, console: Console) -> Measured:
+@dataclass(frozen=True)
+class Size:
+    """What is run: tokens of a prompt, blocks of a chunk, rounds at most."""
+
+    tokens: int
+    blocks_per_chunk: int
+    rounds: int
+
+
+def run_model(model: str, size: Size, seconds: float, console: Console) -> Measured:
     """All samples of one model; no new round begins that would not end in time."""
     begun = time.monotonic()
     directory = DIRECTORY / "batch-load" / model
     directory.mkdir(parents=True, exist_ok=True)
     found = Measured()
     with (
-        BatchEngine(model, "on", directory, PROMPTS, tokens) as on,
-        BatchEngine(model, "off", directory, PROMPTS, tokens) as off,
+        BatchEngine(model, "on", directory, PROMPTS, size.tokens, size.blocks_per_chunk) as on,
+        BatchEngine(model, "off", directory, PROMPTS, size.tokens, size.blocks_per_chunk) as off,
     ):
         engines = {"on": on, "off": off}
         for mode, engine in engines.items():
@@ -90,11 +100,11 @@ def run_model(model: str, tokens: int, rounds: int, seconds: float, console: Con
             found.resident[mode] = engine.resident_bytes()
             for case in ("memory", "storage"):
                 engine.measure(case, hold=True)  # touches every page for the first time
-        for number in range(rounds):
+        for number in range(size.rounds):
             started = time.monotonic()
             take_round(engines, found)
             ended = time.monotonic()
-            console.print(f"  round {number + 1} of {rounds}: {ended - started:.0f} s")
+            console.print(f"  round {number + 1} of {size.rounds}: {ended - started:.0f} s")
             if number + 1 >= FEWEST_ROUNDS and 2 * ended - started - begun > seconds:
                 break
     return found
@@ -146,7 +156,7 @@ def table_of(model: str, tokens: int, found: Measured) -> Table:
     return table
 
 
-def draw(measured: Mapping[str, Measured]) -> Path:
+def draw(measured: Mapping[str, Measured], tokens: int) -> Path:
     """Our factors beside the published ones, with what the formula allows."""
     path = DIRECTORY / "batch-load.png"
     names = ("memory", "storage", "storage, cold", "device capacity")
@@ -161,7 +171,7 @@ def draw(measured: Mapping[str, Measured]) -> Path:
         path,
         names,
         bars,
-        f"Load of ten stored prompts: hybrid KV cache manager off over on ({TOKENS // 1024}K tokens each,\n"
+        f"Load of ten stored prompts: hybrid KV cache manager off over on ({tokens // 1024}K tokens each,\n"
         "tiny models on a CPU; published: 128K tokens on GPUs). Line above a bar: ratio of bytes",
         "times faster, or more tokens",
     )
@@ -177,29 +187,40 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=11, help="aim to end after so many (default 11)"
     )
+    parser.add_argument(
+        "--blocks-per-chunk", type=int, default=1, help="of vLLM; divides the prompts (default 1)"
+    )
     parser.add_argument("--model", choices=MODELS, action="append", help="only this one; repeat")
     arguments = parser.parse_args()
     console = Console(width=max(TABLE_WIDTH, Console().width))
     try:
         with exclusive(report.MEASURING):
-            run(arguments.model or list(MODELS), arguments.quick, arguments.minutes * 60, console)
+            run(
+                arguments.model or list(MODELS),
+                Size(
+                    QUICK_TOKENS if arguments.quick else TOKENS,
+                    arguments.blocks_per_chunk,
+                    FEWEST_ROUNDS if arguments.quick else MOST_ROUNDS,
+                ),
+                arguments.minutes * 60,
+                console,
+            )
     except (OccupiedError, ServerError, BatchError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 2
     return 0
 
 
-def run(models: list[str], quick: bool, seconds: float, console: Console) -> None:
+def run(models: list[str], size: Size, seconds: float, console: Console) -> None:
     """Measure, write, show.
 
     Args:
         models: names.
-        quick: shorter prompts, fewer rounds.
+        size: of prompts and chunks, and how often.
         seconds: that it should take, about.
         console: for the tables and progress.
     """
     begun = time.monotonic()
-    tokens = QUICK_TOKENS if quick else TOKENS
     measured: dict[str, Measured] = {}
     figures: dict[str, float] = {}
     samples: dict[str, list[float]] = {}
@@ -207,7 +228,7 @@ def run(models: list[str], quick: bool, seconds: float, console: Console) -> Non
         ensure(model)
         console.print(f"{model}: {TITLES[model]}")
         share = (seconds - (time.monotonic() - begun)) / (len(models) - done)
-        found = run_model(model, tokens, 3 if quick else 7, share, console)
+        found = run_model(model, size, share, console)
         measured[model] = found
         figures |= figures_of(found, MODELS[model])
         samples |= samples_of(model, "load", "load_ms", found.loads)
@@ -222,12 +243,12 @@ def run(models: list[str], quick: bool, seconds: float, console: Console) -> Non
         "device_capacity_gain": "device bytes in use with the batch resident, off over on",
         "storage_cold": "the files' pages were dropped from this machine's page cache before",
         "samples": "milliseconds, by model, what, case and mode",
-        "size": f"{PROMPTS} prompts of {tokens} tokens",
+        "size": f"{PROMPTS} prompts of {size.tokens} tokens, {size.blocks_per_chunk} blocks a chunk",
     }
     for model, found in measured.items():
-        console.print(table_of(model, tokens, found))
+        console.print(table_of(model, size.tokens, found))
     console.print(f"figures: {save('batch-load', figures, notes, samples)}")
-    console.print(f"picture: {draw(measured)}")
+    console.print(f"picture: {draw(measured, size.tokens)}")
     for name, value in figures.items():
         console.print(f"  {name} = {value:.3f}")
 

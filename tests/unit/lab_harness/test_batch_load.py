@@ -123,5 +123,5 @@ def test_the_table_has_every_case() -> None:
 
 def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_load, "DIRECTORY", tmp_path)
-    drawn = batch_load.draw(dict.fromkeys(batch_load.MODELS, measured()))
+    drawn = batch_load.draw(dict.fromkeys(batch_load.MODELS, measured()), 8192)
     assert drawn.read_bytes().startswith(b"\x89PNG")
