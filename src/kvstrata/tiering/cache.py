@@ -6,7 +6,7 @@ threads. `tick` delivers what they finished.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
@@ -15,7 +15,7 @@ from kvstrata.clock import Clock
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.promotions import Promotions
 from kvstrata.tiering.runner import Priority, Runner
-from kvstrata.tiering.usage import describe_use
+from kvstrata.tiering.usage import describe_answer, describe_use
 from kvstrata.tiering.writes import WriteBehind
 from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.lifecycle import State
@@ -127,6 +127,22 @@ class TieredCache:
             self._uses[request] = use
         else:
             self.memory.used(use)
+
+    def answered(self, request: str, shape: RequestShape, prompt_tokens: int) -> None:
+        """A request ends, and its answer is kept too.
+
+        Args:
+            request: its id.
+            shape: what it is, its answer included.
+            prompt_tokens: tokens of the prompt alone.
+        """
+        use = describe_answer(shape, prompt_tokens)
+        if use is None:
+            return
+        if not self.memory.late_uses:
+            self.memory.used(use)
+        elif request in self._uses:
+            self._uses[request] = replace(self._uses[request], chain=use.chain, kept=use.kept)
 
     def ended(self, request: str) -> None:
         """The request is gone: so is its load."""

@@ -22,15 +22,37 @@ def describe_use(
     """
     full = [group for group in shape.groups if not group.geometry.windowed]
     chain = list(heapq.merge(*(_placed(group, 0, len(group.keys)) for group in full)))
-    end = replace(shape, max_load_tokens=None).cap()  # a cap on loads is none on what is kept
-    for group in shape.groups:
-        end = min(end, len(group.keys) * group.geometry.tokens_per_chunk)
+    end = _end(shape, shape.tokens)
     points = sorted({point for point in junctions if resumed < point < end})
     kept = [_boundary(shape, chain, point) for point in (*points, end) if point > 0]
     before = _boundary(shape, chain, resumed) if resumed > 0 else None
     if not kept and before is None:
         return None
     return PrefixUse(chain, before, kept)
+
+
+def describe_answer(shape: RequestShape, prompt_tokens: int) -> PrefixUse | None:
+    """What a request's answer adds to its use of a prefix; None when that is no complete chunk.
+
+    Args:
+        shape: the request, its answer included.
+        prompt_tokens: tokens of the prompt alone.
+    """
+    before = _end(shape, prompt_tokens)
+    if before <= 0 or _end(shape, shape.tokens) <= before:
+        return None
+    use = describe_use(shape, before)
+    return None if use is None else replace(use, answered=True)
+
+
+def _end(shape: RequestShape, tokens: int) -> int:
+    """The furthest boundary of the request's first `tokens` tokens."""
+    # A cap on loads is none on what is kept.
+    end = replace(shape, tokens=tokens, max_load_tokens=None).cap()
+    for group in shape.groups:
+        chunk = group.geometry.tokens_per_chunk
+        end = min(end, tokens // chunk * chunk, len(group.keys) * chunk)
+    return end
 
 
 def _boundary(shape: RequestShape, chain: list[Placed], tokens: int) -> Boundary:

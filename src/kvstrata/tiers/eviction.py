@@ -49,11 +49,14 @@ class PrefixUse:
         resumed: where the request resumed, or None when it computes from its first token.
         kept: boundaries that it leaves behind, in their order; the last one is the prompt's end, those
             before it are junctions with other prompts. Their chunks need not be in memory yet.
+        answered: told again at the request's end: `resumed` is the prompt's end, and the last of `kept` the
+            answer's. It is no use of the prompt's end.
     """
 
     chain: Sequence[Placed]
     resumed: Boundary | None
     kept: Sequence[Boundary]
+    answered: bool = False
 
     def order(self) -> list[ChunkKey]:
         """Every chunk of the use once, head to tail over all groups, as vLLM orders a request's keys."""

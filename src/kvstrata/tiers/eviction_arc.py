@@ -52,7 +52,7 @@ class AdaptiveReplacement(EvictionPolicy):
     def used(self, use: PrefixUse) -> None:
         """See `EvictionPolicy.used`."""
         reused: set[ChunkKey] = set()
-        if use.resumed is not None:
+        if use.resumed is not None and not use.answered:
             reused.update(placed.key for placed in use.chain[: use.resumed.chain])
             reused.update(placed.key for placed in use.resumed.tail)
         for key in reversed(use.order()):

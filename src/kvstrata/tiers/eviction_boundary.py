@@ -87,6 +87,9 @@ class BoundaryKeeping(EvictionPolicy):
 
     def used(self, use: PrefixUse) -> None:
         """See `EvictionPolicy.used`."""
+        if use.answered:
+            self._answer(use)
+            return
         self._now += 1
         recalled = self._recall_furthest(use)
         resumed, alone = None, False
@@ -167,6 +170,16 @@ class BoundaryKeeping(EvictionPolicy):
             if memory is not None:
                 return {placed.key: memory}
         return {}
+
+    def _answer(self, use: PrefixUse) -> None:
+        """The prompt's end moves on to the answer's, unless somebody came back to it meanwhile."""
+        if use.resumed is None or not use.kept:
+            return
+        mark, end = self._marks.get(_name(use, use.resumed)), use.kept[-1]
+        if mark is None or mark.uses or mark.after is not None or _name(use, end) in self._marks:
+            return
+        self._make(use, end, 0, mark.generation, mark.base, mark)
+        self._bound(len(use.chain))
 
     def _resume(
         self, use: PrefixUse, boundary: Boundary, recalled: Mapping[ChunkKey, Memory]

@@ -44,14 +44,16 @@ def standing(uses: int, generation: int, superseded: bool) -> Standing:
     Args:
         uses: requests that resumed there; a junction counts as used when it is made.
         generation: requests in a row, each resumed where the one before ended, before this boundary.
-        superseded: whether its only user left a boundary further on.
+        superseded: whether its only user, or the answer to its prompt, left a boundary further on.
     """
+    if superseded:
+        return Standing.SUPERSEDED
     if uses == 0:
         if generation == 0:
             return Standing.FRESH
         return Standing.CONTINUED if generation < 3 else Standing.LONG
     if uses == 1:
-        return Standing.SUPERSEDED if superseded else Standing.SHARED
+        return Standing.SHARED
     if uses < 4:
         return Standing.TWICE
     return Standing.OFTEN if uses < 16 else Standing.ALWAYS

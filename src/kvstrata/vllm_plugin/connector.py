@@ -174,6 +174,7 @@ class KVStrataConnector(OffloadingConnector):
         for request_id in scheduler_output.finished_req_ids or ():
             if keep_answer_end(self.scheduler, request_id, self._step):
                 self._manager.count_junction("answer")
+            self._answered(request_id)
         meta = super().build_connector_meta(scheduler_output)
         for job_id, job in meta.store_jobs.items():
             self._manager.check_store(
@@ -186,6 +187,15 @@ class KVStrataConnector(OffloadingConnector):
         for request_id in scheduler_output.finished_req_ids or ():
             self._shapes.pop(request_id, None)
         return meta
+
+    def _answered(self, request_id: str) -> None:
+        """Tell eviction of a finished request's answer, where answers are stored."""
+        status = self.scheduler._req_status.get(request_id)
+        if status is not None and not self.scheduler.config.offload_prompt_only:
+            request = status.req
+            self._manager.cache.answered(
+                request_id, self._shape(request, 0), request.num_prompt_tokens
+            )
 
     @classmethod
     def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:

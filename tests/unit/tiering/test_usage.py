@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import make_key
 from kvstrata.tiering.planner import GroupKeys, RequestShape, plan_load
-from kvstrata.tiering.usage import describe_use
+from kvstrata.tiering.usage import describe_answer, describe_use
 
 MODELS = {
     "full": [GroupGeometry(0, GroupKind.FULL, 16, 1, (64,))],
@@ -80,3 +80,16 @@ def test_a_cap_on_loads_does_not_shorten_what_is_kept() -> None:
 
 def test_a_prompt_shorter_than_a_chunk_is_no_use() -> None:
     assert describe_use(shape_of("state", 20)) is None
+
+
+@given(st.sampled_from(sorted(MODELS)), st.integers(40, 200), st.integers(0, 200))
+def test_an_answer_goes_on_from_the_end_of_its_prompt(model: str, prompt: int, answer: int) -> None:
+    before, whole = shape_of(model, prompt), shape_of(model, prompt + answer)
+    use, end = describe_answer(whole, prompt), describe_use(before)
+    after = describe_use(whole)
+    if end is None or after is None or after.kept[-1].tokens == end.kept[-1].tokens:
+        assert use is None
+    else:
+        assert use is not None and use.answered
+        assert use.resumed == end.kept[-1]
+        assert use.kept[-1] == after.kept[-1]

@@ -263,6 +263,27 @@ def test_the_last_end_of_a_conversation_goes_and_the_one_before_takes_over() -> 
     assert keys_of(state_only(long[:8]), long) == cache.held
 
 
+def test_an_answer_moves_the_end_of_its_prompt_and_is_no_use_of_it() -> None:
+    policy = BoundaryKeeping(lambda key: BYTES)
+    cache = Cache(policy, 1000)
+    prompt, whole = (1,) * 6, (1,) * 10
+    cache.serve(use(prompt))
+    answer = PrefixUse(full(*whole), boundary(*prompt), [boundary(*whole)], answered=True)
+    policy.used(answer)
+    cache.serve(use((2,) * 6))
+    for placed in (*full(*whole), *boundary(*whole).tail):
+        if placed.key not in cache.held:
+            policy.offer(placed.key)
+            cache.held.add(placed.key)
+    assert {frozenset(m) for m in policy.marks()} == {
+        frozenset(keys_of(boundary(*path), path)) for path in (prompt, whole, (2,) * 6)
+    }
+    # The prompt's end is a station now: it goes without the chain, which the answer's end needs.
+    policy.withdraw(boundary(*prompt).tail[-1].key)
+    policy.gone(boundary(*prompt).tail[-1].key)
+    assert keys_of(boundary(*whole), whole) in list(policy.marks())
+
+
 def test_a_reused_boundary_is_learned_to_outlive_floods() -> None:
     cache = Cache(make("boundary"), 60)
     hot = (1, 1, 1, 1)
