@@ -147,7 +147,9 @@ def test_a_sound_set_up_has_no_finding(findings: Callable[[], Iterable[Finding]]
 
 def test_the_remedy_names_the_value_to_give() -> None:
     by_code = {finding.code: finding for finding in engine(MAMBA, retention=0)}
-    assert by_code["state-block-size"].remedy == "give --block-size 256, and vLLM is right by itself"
+    assert (
+        by_code["state-block-size"].remedy == "give --block-size 256, and vLLM is right by itself"
+    )
     assert "multiple of 256 tokens" in by_code["sparse-retention"].remedy
     (small,) = engine(CLEAN, arena_bytes=8192)
     assert small.remedy == "set memory to at least 128 KiB"
