@@ -23,7 +23,7 @@ ENGINE_KEYS: Mapping[str, str] = {
     "spec_module_path": "module of the offloading spec; the connector sets it",
     "blocks_per_chunk": "blocks of one group that are stored together, as one file",
     "block_size": "tokens of a chunk, instead of blocks_per_chunk",
-    "offload_prompt_only": "store the blocks of prompts, not those of answers",
+    "offload_prompt_only": "store the blocks of prompts, not those of answers (false unless set)",
     "self_describing_kv_events": "put token ids and block sizes into KV events of stored chunks",
 }
 """Keys of the same mapping that vLLM itself reads, with what they do there; we ignore them."""
