@@ -159,3 +159,16 @@ def test_every_state_can_be_left_and_reached() -> None:
             if origin is state and target not in reached
         ]
     assert set(reached) == set(State)
+
+
+def test_a_hole_that_is_too_small_is_widened_at_the_cost_of_few() -> None:
+    """Large chunks find places between small ones whatever order these are evicted in."""
+    tier = MemoryTier(memoryview(bytearray(60 * 4096)), GEOMETRIES)
+    small = [make_key(i.to_bytes(16, "big"), 0) for i in range(60)]
+    for key in small:
+        tier.write(key, memoryview(bytes(4096)))
+    tier.touch([*small[::7], *small[::5], *small[::3], *small[::2]])
+    for i in range(4):
+        tier.write(make_key(i.to_bytes(16, "big"), 1), memoryview(bytes(3 * 4096)))
+    lost = len(tier.take_evicted())
+    assert 12 <= lost <= 4 * (4 * 3 + 3), "places for four, and at most the holes tried for each"

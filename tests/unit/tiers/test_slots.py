@@ -43,3 +43,28 @@ def test_slots_are_disjoint_and_reusable(sizes, steps) -> None:
 def test_an_arena_that_is_too_small_says_what_it_needs() -> None:
     with pytest.raises(ArenaError, match="at least that much"):
         SlotAllocator(3 * PAGE, [PAGE, 2 * PAGE])
+
+
+def test_a_slot_goes_where_it_fits_exactly() -> None:
+    allocator = SlotAllocator(16 * PAGE, [2 * PAGE, 3 * PAGE])
+    small = [allocator.allocate(2 * PAGE) for _ in range(3)]
+    large = [allocator.allocate(3 * PAGE) for _ in range(3)]
+    assert small == [0, 2 * PAGE, 4 * PAGE], "small ones from the start"
+    assert large == [13 * PAGE, 10 * PAGE, 7 * PAGE], "large ones from the end"
+    allocator.free(10 * PAGE)
+    allocator.free(2 * PAGE)
+    assert allocator.allocate(3 * PAGE) == 10 * PAGE
+    assert allocator.allocate(2 * PAGE) == 2 * PAGE
+    assert not allocator.available(2 * PAGE), "one page is left between the two sizes"
+
+
+def test_what_stands_in_the_way_of_a_place() -> None:
+    allocator = SlotAllocator(16 * PAGE, [2 * PAGE, 3 * PAGE])
+    for _ in range(8):
+        allocator.allocate(2 * PAGE)
+    allocator.free(4 * PAGE)
+    assert allocator.range_start(4 * PAGE) == allocator.range_start(6 * PAGE) == 4 * PAGE
+    assert allocator.range_start(8 * PAGE) is None
+    assert list(allocator.following(4 * PAGE, 3 * PAGE)) == [6 * PAGE]
+    assert list(allocator.following(4 * PAGE, 6 * PAGE)) == [6 * PAGE, 8 * PAGE]
+    assert list(allocator.following(14 * PAGE, 9 * PAGE)) == [14 * PAGE], "the arena ends there"
