@@ -113,9 +113,10 @@ class Promotions:
         0 for none. Only after `poll` said ready.
         """
         load = self._loads.get(request)
-        if load is None or load.plan is None or load.shared <= load.plan.boundary:
+        if load is None or load.plan is None:
             return 0
-        return junction(load.shape, load.shared)
+        place = junction(load.shape, load.shared)
+        return place if place > load.plan.boundary else 0
 
     def covers(self, request: str, boundary: int) -> bool:
         """Whether resuming at `boundary` reads only bytes that the ready load brought.
