@@ -9,10 +9,11 @@ that copy (see `lab.bench.batch_probe`); for the time to first tokens nothing is
 """
 
 import argparse
+import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rich.table import Table
 from lab import report
 from lab.bench.batch_engine import BatchEngine, BatchError
 from lab.bench.batch_shape import CASES, MODES, Batch, Samples, bytes_over_formula, speedup
-from lab.bench.results import DIRECTORY, save, spread
+from lab.bench.results import DIRECTORY, save
 from lab.exclusive import OccupiedError, exclusive
 from lab.models import ensure
 from lab.plots import Bars, groups
@@ -134,6 +135,12 @@ def figures_of(found: Measured, prefix: str) -> dict[str, float]:
     return figures
 
 
+def brief(values: Sequence[float]) -> str:
+    """`median (min-max, n)` in whole milliseconds: four such columns must stand beside each other."""
+    middle = statistics.median(values)
+    return f"{middle:.0f} ({min(values):.0f}-{max(values):.0f}, {len(values)})"
+
+
 def table_of(model: str, tokens: int, found: Measured) -> Table:
     """Medians with their spread, and the ratios."""
     table = Table(
@@ -144,9 +151,9 @@ def table_of(model: str, tokens: int, found: Measured) -> Table:
     for case in CASES:
         table.add_row(
             case.replace("_", ", "),
-            *(spread([b.load_ms for b in found.loads[case, mode]]) for mode in MODES),
+            *(brief([b.load_ms for b in found.loads[case, mode]]) for mode in MODES),
             f"{speedup(found.loads, case, 'load_ms'):.2f}",
-            *(spread([b.ttft_ms for b in found.plain[case, mode]]) for mode in MODES),
+            *(brief([b.ttft_ms for b in found.plain[case, mode]]) for mode in MODES),
             f"{speedup(found.plain, case, 'ttft_ms'):.2f}",
         )
     rates = (found.needed[mode] / 2**20 for mode in MODES)

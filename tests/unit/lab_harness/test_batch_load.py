@@ -118,7 +118,7 @@ def test_the_table_has_every_case() -> None:
         console.print(batch_load.table_of("wide-half", 8192, measured()))
     text = shown.get()
     assert text.count("1.50") == len(batch_shape.CASES)
-    assert "9.0 (8.0 - 50.0, 3)" in text and "storage, cold" in text
+    assert "9 (8-50, 3)" in text and "storage, cold" in text
 
 
 def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
