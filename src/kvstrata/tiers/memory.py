@@ -146,8 +146,11 @@ class MemoryTier(Tier):
     def abandon(self, key: ChunkKey) -> None:
         """Make the chunk unreadable for good but keep its place until `release`. Pins are void."""
         with self._lock:
+            known = self._entries[key].state is State.PINNED
             entry = self._step(key, Event.ABANDON)
             entry.pins = 0
+            if known:
+                self._policy.gone(key)
 
     def release(self, key: ChunkKey) -> None:
         """Free the place of an abandoned chunk: nobody can touch it any more."""

@@ -1,5 +1,7 @@
 """The memory tier as a hub: places, pins and eviction, against a plain model."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -7,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import group_of, make_key
+from kvstrata.tiers.eviction import EvictionPolicy
+from kvstrata.tiers.eviction_choice import POLICIES
 from kvstrata.tiers.lifecycle import TABLE, Event, State, advance
 from kvstrata.tiers.memory import MemoryTier
 
@@ -172,3 +176,28 @@ def test_a_hole_that_is_too_small_is_widened_at_the_cost_of_few() -> None:
         tier.write(make_key(i.to_bytes(16, "big"), 1), memoryview(bytes(3 * 4096)))
     lost = len(tier.take_evicted())
     assert 12 <= lost <= 4 * (4 * 3 + 3), "places for four, and at most the holes tried for each"
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_a_policy_forgets_what_was_abandoned(name: str) -> None:
+    """After a reset nothing of it counts as held: it may come again as if for the first time."""
+    gone: list[bytes] = []
+
+    def make(size_of: Callable[[bytes], int]) -> EvictionPolicy:
+        policy = POLICIES[name](size_of)
+        inner = policy.gone
+        policy.gone = lambda key: (gone.append(key), inner(key))[1]  # type: ignore[method-assign]
+        return policy
+
+    tier = MemoryTier(memoryview(bytearray(4 * 4096)), {0: SMALL}, make)
+    keys = [make_key(bytes([i]) * 16, 0) for i in range(2)]
+    tier.write(keys[0], memoryview(bytes(4096)))
+    tier.pin([keys[0]])
+    tier.reserve(keys[1], "device")
+    for key in keys:
+        tier.abandon(key)
+        tier.release(key)
+    assert gone == [keys[0]], "the other one was never offered"
+    for key in keys:
+        tier.write(key, memoryview(bytes(4096)))
+    assert tier.probe(keys) == [True, True]
