@@ -66,8 +66,8 @@ def row(found: Mapping[str, Any]) -> str:
         f"`{found['model']}`",
         _groups(found["groups"]),
         found["dtype"],
-        _identical(found["differ"]),
-        f"{found['noise']:.0e} of {found['allowed']:g}" if found["noise"] else "none",
+        ("bytes: " if found["model"] in BYTES_ONLY else "") + _identical(found["differ"]),
+        f"{found['noise']:.0e} (allowed {found['allowed']:g})" if found["noise"] else "none",
         _reused(found),
         _parted(found["cached"]),
         _controls(found["controls"], found["blind"]),
@@ -90,6 +90,11 @@ def _groups(groups: list[Mapping[str, Any]]) -> str:
 def _identical(differ: Mapping[str, list[int]]) -> str:
     same = [tier for tier, lengths in differ.items() if not lengths and "branch" not in tier]
     return ", ".join(same)
+
+
+def _error(found: Mapping[str, Any]) -> str:
+    # What validators add about their input is about this machine.
+    return " ".join(str(found["error"]).partition(" [type=")[0].split())
 
 
 def _reused(found: Mapping[str, Any]) -> str:
@@ -128,7 +133,7 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     supported = [name for name in RECIPES if name not in BENCHMARKS]
     refused = "| kind | what the engine says |\n|---|---|\n"
     for name in REFUSED:
-        refused += f"| `{name}` | `{' '.join(rows[name]['error'].split())}` |\n"
+        refused += f"| `{name}` | `{_error(rows[name])}` |\n"
     return {
         "support": HEAD + "".join(row(rows[name]) for name in supported),
         "refused": refused,
