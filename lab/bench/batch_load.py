@@ -179,7 +179,7 @@ def draw(measured: Mapping[str, Measured], tokens: int) -> Path:
         names,
         bars,
         f"Load of ten stored prompts: hybrid KV cache manager off over on ({tokens // 1024}K tokens each,\n"
-        "tiny models on a CPU; published: 128K tokens on GPUs). Line above a bar: ratio of bytes",
+        "tiny models on a CPU; published: 128K tokens on GPUs). Black line: ratio of bytes",
         "times faster, or more tokens",
     )
     return path
