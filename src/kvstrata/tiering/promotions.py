@@ -13,7 +13,7 @@ from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.loads import Load, Phase, batches, reserve
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
-from kvstrata.tiering.runner import Priority, Runner
+from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import Loaded, ReadOutcome, Tier
@@ -293,12 +293,14 @@ class Promotions:
     def _submit_reads(self, load: Load, reads: Sequence[tuple[ChunkKey, int]]) -> None:
         assert self._runner is not None
         load.promoted.update(key for key, _ in reads)
+        parts = list(batches(reads, self._size))
+        together = Together(len(parts))
         load.jobs = [
             (
-                self._runner.submit(Priority.READ, *self._read_job(batch)),
-                frozenset(key for key, _ in batch),
+                self._runner.submit(Priority.READ, *self._read_job(part), together),
+                frozenset(key for key, _ in part),
             )
-            for batch in batches(reads, self._size)
+            for part in parts
         ]
 
     def _read_job(

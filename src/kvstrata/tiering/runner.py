@@ -27,6 +27,17 @@ class Priority(enum.IntEnum):
     WRITE = 2
 
 
+@dataclass(slots=True, eq=False)
+class Together:
+    """Jobs of which only the last one's end is worth waking up for.
+
+    Attributes:
+        left: jobs that have not ended.
+    """
+
+    left: int
+
+
 @dataclass(slots=True)
 class Job:
     """One piece of I/O.
@@ -36,6 +47,7 @@ class Job:
         work: what to do; should not raise.
         done: called by `Runner.poll`, in the polling thread, with what `work` returned; with None when
             the job was cancelled before it began, or `work` raised.
+        together: the jobs that it belongs to, or None when its own end is worth waking up for.
         cancelled: set by the submitter when the result is not wanted; work that has not begun is
             then skipped.
     """
@@ -43,6 +55,7 @@ class Job:
     priority: Priority
     work: Callable[[], Any]
     done: Callable[[Any], None]
+    together: Together | None = None
     cancelled: bool = False
 
 
@@ -87,10 +100,14 @@ class Runner:
             self._start_thread()
 
     def submit(
-        self, priority: Priority, work: Callable[[], Any], done: Callable[[Any], None]
+        self,
+        priority: Priority,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        together: Together | None = None,
     ) -> Job:
         """Queue a job; never blocks."""
-        job = Job(priority, work, done)
+        job = Job(priority, work, done, together)
         with self._wake:
             heapq.heappush(self._heap, (int(priority), next(self._order), job))
             self._queued[priority] += 1
@@ -108,7 +125,11 @@ class Runner:
         return count
 
     def wait(self, timeout: float) -> None:
-        """Sleep until something has finished that `poll` has not delivered, or `timeout` seconds."""
+        """Sleep until something worth waking up for has ended since the last `poll`, or `timeout` seconds.
+
+        A step of the engine costs the I/O threads the interpreter for a while, so one for each job that
+        ends would slow down a load of many.
+        """
         self._progress.wait(timeout)
 
     def depth(self, priority: Priority) -> int:
@@ -174,10 +195,17 @@ class Runner:
             self._queued[job.priority] -= 1
             if not job.cancelled:
                 return job
-            self._finished.append((job, None))
-            self._progress.set()
+            self._ended(job, None)
             self._wake.notify_all()
         return None
+
+    def _ended(self, job: Job, result: Any) -> None:
+        """Leave a result for `poll`; called under the lock."""
+        self._finished.append((job, result))
+        if job.together is not None:
+            job.together.left -= 1
+        if job.together is None or job.together.left == 0:
+            self._progress.set()
 
     @staticmethod
     def _work(job: Job) -> Any:
@@ -200,8 +228,7 @@ class Runner:
             with self._wake:
                 state.since = None
                 self._running[job.priority] -= 1
-                self._finished.append((job, result))
-                self._progress.set()
+                self._ended(job, result)
                 self._wake.notify_all() if self._closed else self._wake.notify()
                 if state.replaced:
                     self._threads.remove(state)

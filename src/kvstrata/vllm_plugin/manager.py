@@ -44,7 +44,7 @@ DRAIN_SECONDS = 10.0
 """How long a graceful stop waits for chunks that are still to be written."""
 MEASURE_SECONDS = 0.25
 """Gauges are measured at most this often while anything moves."""
-IDLE_SECONDS = 0.001
+IDLE_SECONDS = 0.003
 """An idle engine that waits for storage sleeps this long a step; without it, an engine that runs in the
 caller's process would spin and keep the interpreter from the I/O threads."""
 MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}

@@ -3,7 +3,7 @@
 import threading
 
 from kvstrata.clock import ManualClock, MonotonicClock
-from kvstrata.tiering.runner import MAX_REPLACED, Priority, Runner
+from kvstrata.tiering.runner import MAX_REPLACED, Priority, Runner, Together
 
 
 def drain(runner: Runner, jobs: int) -> None:
@@ -107,3 +107,18 @@ def test_closing_finishes_writes_but_does_not_wait_for_ever() -> None:
     started.wait()
     assert not runner.close(0.05)
     gate.set()
+
+
+def test_jobs_that_belong_together_wake_the_waiter_once_all_have_ended() -> None:
+    runner = Runner(1, ManualClock(), 10)
+    gate, ended = threading.Event(), []
+    together = Together(2)
+    runner.submit(Priority.READ, lambda: 1, ended.append, together)
+    runner.submit(Priority.READ, gate.wait, ended.append, together)
+    while runner.depth(Priority.READ) > 1:
+        runner.wait(0.001)
+    assert runner.poll() == 1  # delivered whenever somebody asks
+    gate.set()
+    runner.wait(30)
+    assert runner.poll() == 1 and ended == [1, True]
+    assert runner.close(1)
