@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROWS = REPOSITORY / "build" / "zoo"
 """One JSON file a model, written by tests/e2e/test_zoo.py."""
 
+REUSE = REPOSITORY / "build" / "reuse"
+"""Two JSON files a hybrid, written by tests/e2e/test_junctions.py."""
+
 DOCUMENT = REPOSITORY / "docs" / "support.md"
-TABLES = ("support", "refused")
-"""Names of the marks in the document between which a table stands."""
 
 BENCHMARKS = {"llama-bench", "gemma3-bench", "wide-half", "wide-half-w1024", "wide-three-quarters"}
 """Models that differ from others in size only."""
@@ -140,6 +141,28 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
+def sharing(found: Iterable[Mapping[str, Any]]) -> str:
+    """The table of what prompts and turns share.
+
+    Args:
+        found: what the tests of junctions and turns wrote, one entry a model and question.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for entry in found:
+        served = [", ".join(f"{n:,}" for n in entry[place]) for place in ("device", "storage")]
+        cells.setdefault(entry["model"], {})[entry["what"]] = " | ".join(served)
+    head = (
+        "| model | three prompts, 1,920 tokens shared: device | storage | next turn, 1,000 tokens known: "
+        "device | storage |\n|---|---|---|---|---|\n"
+    )
+    lines = [
+        f"| {name} | {cells[name].get('junction', '- | -')} | {cells[name].get('turn', '- | -')} |\n"
+        for name in RECIPES
+        if name in cells
+    ]
+    return head + "".join(lines)
+
+
 def fill(document: str, contents: Mapping[str, str]) -> str:
     """`document` with each table between its marks replaced."""
     for name, table in contents.items():
@@ -158,7 +181,9 @@ def main() -> int:
     if missing:
         print(f"no row for {', '.join(missing)}: run make test-zoo first", file=sys.stderr)
         return 1
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(), tables(rows)))
+    reuse = [json.loads(path.read_text()) for path in sorted(REUSE.glob("*.json"))]
+    contents = {**tables(rows), "sharing": sharing(reuse)}
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(), contents))
     return 0
 
 

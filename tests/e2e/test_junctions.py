@@ -83,3 +83,28 @@ def test_the_next_turn_goes_on_from_the_last(model: str, start) -> None:
     assert storage["cached"] >= device["cached"] > 0
     if model in ("llama", "gemma3-1to1"):
         assert storage["cached"] == 896  # whole blocks of 700 + 300 tokens
+
+
+def test_answers_that_end_while_others_begin_are_kept_true(start) -> None:
+    """In a pool so small that blocks of a finished request go to the next one at once."""
+    tight = {"engine": {"num_gpu_blocks_override": 40}, "max_model_len": 1536}
+    prompts = [prompt_ids(500 + 61 * seed, seed=seed) for seed in range(8)]
+    with start("gemma3-5to1", **tight) as engine:
+        answers = engine.ask(*prompts, max_tokens=200)
+        assert engine.do("idle")
+        kept = engine.do("metrics")["junctions{reason=answer}"]
+    follow_ups = [
+        prompt + answer["tokens"] + prompt_ids(40, seed=9)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    with start("gemma3-5to1", {}) as plain:
+        cold = [plain.ask(follow_up)[0] for follow_up in follow_ups]
+    with start("gemma3-5to1", **tight) as other:
+        served = [other.ask(follow_up)[0] for follow_up in follow_ups]
+    assert kept >= 4
+    assert all(agree(one, other) for one, other in zip(served, cold, strict=True))
+    beyond = [
+        answer["cached"] > (len(prompt) - 1) // 128 * 128
+        for prompt, answer in zip(prompts, served, strict=True)
+    ]
+    assert sum(beyond) >= 2

@@ -7,7 +7,7 @@ import pytest
 
 from lab.recipes import RECIPES
 from lab.refused import REFUSED
-from lab.support import BENCHMARKS, DOCUMENT, REMARKS, fill, row, tables
+from lab.support import BENCHMARKS, DOCUMENT, REMARKS, fill, row, sharing, tables
 
 GROUP = {"kind": "full", "tokens_per_block": 128, "rank_block_bytes": [1024], "window_tokens": 0}
 WINDOW = {**GROUP, "kind": "window", "window_tokens": 512}
@@ -68,3 +68,16 @@ def test_tables_want_every_model() -> None:
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     document = "a\n<!-- t -->\nold\n<!-- /t -->\nb\n"
     assert fill(document, {"t": "new\n"}) == "a\n<!-- t -->\nnew\n<!-- /t -->\nb\n"
+
+
+def test_what_prompts_share_is_a_line_a_model() -> None:
+    found = [
+        {"model": "gemma4", "what": "junction", "device": [0, 0, 1792], "storage": [0, 1792, 1792]},
+        {"model": "gemma4", "what": "turn", "device": [512], "storage": [768]},
+        {"model": "llama", "what": "turn", "device": [896], "storage": [896]},
+    ]
+    lines = sharing(found).splitlines()[2:]
+    assert lines == [
+        "| llama | - | - | 896 | 896 |",
+        "| gemma4 | 0, 0, 1,792 | 0, 1,792, 1,792 | 512 | 768 |",
+    ]
