@@ -87,7 +87,7 @@ def test_the_next_turn_goes_on_from_the_last(model: str, start) -> None:
 
 def test_answers_that_end_while_others_begin_are_kept_true(start) -> None:
     """In a pool so small that blocks of a finished request go to the next one at once."""
-    tight = {"engine": {"num_gpu_blocks_override": 40}, "max_model_len": 1536}
+    tight = {"engine": {"num_gpu_blocks_override": 84}, "max_model_len": 1280}
     prompts = [prompt_ids(500 + 61 * seed, seed=seed) for seed in range(8)]
     with start("gemma3-5to1", **tight) as engine:
         answers = engine.ask(*prompts, max_tokens=200)
