@@ -4,6 +4,10 @@ An engine numbers its batches from 0 and keeps the newest in a ring, from which 
 (vLLM's `ZmqEventPublisher`). Batches get lost, come twice or late, and a restarted engine begins again at 0
 under the same address. A `Stream` is told what arrives and says what to do: apply a batch, forget the
 engine's blocks, ask for a replay. Whatever it cannot prove to be complete it calls stale, with the reason.
+
+Batches carry no sign of the engine's life that they are of. So a batch of an earlier life is told from one
+of this life only until the replay that follows a new connection was answered; by then the old connection
+has to be read to its end.
 """
 
 import enum
@@ -77,10 +81,12 @@ class Stream:
         self._asked: set[int] = set()
         self._replaying = False
         self._replayed = -1
+        self._suspect = True
         self._digests: OrderedDict[int, bytes] = OrderedDict()
 
     def connected(self) -> list[Action]:
         """A connection was made, the first or a new one: the engine may be another by now."""
+        self._suspect = True
         return self._ask("a connection was made")
 
     def received(self, sequence: int, payload: bytes) -> list[Action]:
@@ -123,6 +129,10 @@ class Stream:
             if sequence > self._replayed and self._held.pop(sequence, None) is not None:
                 self.dropped += 1
         self._asked.clear()
+        if self._suspect and any(sequence > self._replayed for sequence in self._held):
+            # Came after the question, so that the answer does not tell which life of the engine's it is of.
+            return self._ask("batches arrived around a new connection")
+        self._suspect = False
         actions += self._drain()
         if self._held:
             return [*actions, *self._ask(f"batch {self.expected} did not arrive")]
@@ -150,7 +160,7 @@ class Stream:
         self._held = {number: held for number, held in self._held.items() if number > sequence}
         self.expected = sequence + 1
         self._asked.clear()
-        self._replaying = False
+        self._replaying = self._suspect = False
         self._synced()
         actions = self._drain()
         if self._held:
@@ -178,6 +188,7 @@ class Stream:
         self.expected = 0
         self._digests.clear()
         self._replayed = -1
+        self._suspect = True
         self.trust, self.reason = Trust.CATCHING_UP, "the engine restarted"
 
     def _ask(self, why: str) -> list[Action]:

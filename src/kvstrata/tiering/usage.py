@@ -52,7 +52,8 @@ def _end(shape: RequestShape, tokens: int) -> int:
     for group in shape.groups:
         chunk = group.geometry.tokens_per_chunk
         end = min(end, tokens // chunk * chunk, len(group.keys) * chunk)
-    return end
+    # Less than a chunk is never loaded; see `plan_load`.
+    return end if all(end >= group.geometry.tokens_per_chunk for group in shape.groups) else 0
 
 
 def _boundary(shape: RequestShape, chain: list[Placed], tokens: int) -> Boundary:
