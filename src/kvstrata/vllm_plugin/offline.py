@@ -190,8 +190,12 @@ def estimated_specs(config: Any) -> dict[str, Any]:
 def vllm_groups(config: Any, specs: dict[str, Any]) -> list[Any]:
     """vLLM's own grouping of layers."""
     from vllm.config import set_current_vllm_config
-    from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
     from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+
+    try:
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
+    except ImportError:  # from 0.33 on
+        from vllm.v1.core.kv_cache_planning import get_kv_cache_groups
 
     with set_current_vllm_config(config):
         register_all_kvcache_specs(config)
