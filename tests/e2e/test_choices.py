@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("separate_core_probe.py")
 
 
-@pytest.mark.parametrize("model", ["granite-4-h", "gemma4"])
+@pytest.mark.parametrize("model", ["granite-4-h", pytest.param("gemma4", marks=pytest.mark.zoo)])
 def test_chunks_of_several_blocks_are_not_used_where_nothing_would_be_found(
     model: str, start, tmp_path: Path
 ) -> None:

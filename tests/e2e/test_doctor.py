@@ -109,6 +109,7 @@ offline.main()
 """
 
 
+@pytest.mark.zoo
 def test_an_estimate_is_close_and_says_that_it_is_one(tmp_path: Path) -> None:
     arguments = ["--model", str(ensure("gemma3-5to1")), "--dtype", "float32"]
     arguments += ["--tensor-parallel-size", "2", *transfer(memory="1GiB")]

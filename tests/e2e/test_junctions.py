@@ -20,6 +20,10 @@ REST = [
     *("qwen3.5", "falcon-h1", "nemotron-h", "zamba2"),
 ]
 HYBRIDS = [*QUICK, *(pytest.param(name, marks=pytest.mark.zoo) for name in REST)]
+TURNS = [
+    "gemma3-1to1",
+    *(pytest.param(n, marks=pytest.mark.zoo) for n in ("llama", *QUICK[1:], *REST)),
+]
 SHARED = 1920
 RESULTS = Path(__file__).resolve().parents[2] / "build" / "reuse"
 
@@ -65,7 +69,7 @@ def test_a_prompt_that_nobody_shares_keeps_nothing_more(start) -> None:
         assert "junctions{reason=shared}" not in engine.do("metrics")
 
 
-@pytest.mark.parametrize("model", ["llama", *HYBRIDS])
+@pytest.mark.parametrize("model", TURNS)
 def test_the_next_turn_goes_on_from_the_last(model: str, start) -> None:
     """From the end of the answer, where the device cache alone keeps the windows of the question's end."""
     question, more = prompt_ids(700, seed=1), prompt_ids(60, seed=2)
