@@ -172,7 +172,7 @@ class KVStrataConnector(OffloadingConnector):
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """See vLLM; stores whose blocks and chunks disagree are withheld."""
         for request_id in scheduler_output.finished_req_ids or ():
-            if keep_answer_end(self.scheduler, request_id, self._step):
+            if keep_answer_end(self.scheduler, self._geometries, request_id, self._step):
                 self._manager.count_junction("answer")
             self._answered(request_id)
         meta = super().build_connector_meta(scheduler_output)

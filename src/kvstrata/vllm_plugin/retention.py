@@ -7,6 +7,7 @@ blocks, after the connector was asked, so the connector can name a place that on
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -16,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
 from vllm.v1.kv_cache_interface import MambaSpec, SlidingWindowSpec
 from vllm.v1.request import RequestStatus
 
-from kvstrata.chunks.geometry import ceil_div
+from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
 
 logger = logging.getLogger("vllm.kvstrata")
 
@@ -100,7 +101,9 @@ def mend_state_steps(vllm_config: Any, block: int) -> None:
         cache_config.block_size = block
 
 
-def keep_answer_end(scheduler: Any, request_id: str, step: int) -> bool:
+def keep_answer_end(
+    scheduler: Any, geometries: Sequence[GroupGeometry], request_id: str, step: int
+) -> bool:
     """Store the windows at the end of a finished answer, so that the next turn goes on from there.
 
     To be called before vLLM builds the finished request's last store jobs. The blocks were let go a
@@ -109,6 +112,7 @@ def keep_answer_end(scheduler: Any, request_id: str, step: int) -> bool:
 
     Args:
         scheduler: vLLM's `OffloadingConnectorScheduler`.
+        geometries: of its groups, in its order.
         request_id: of a request that has just finished.
         step: tokens; a multiple of every group's chunk.
 
@@ -128,17 +132,15 @@ def keep_answer_end(scheduler: Any, request_id: str, step: int) -> bool:
     if boundary <= (request.num_prompt_tokens - 1) // step * step:
         return False
     tails = []
-    for group, state in zip(config.kv_group_configs, status.group_states, strict=True):
-        spec = group.kv_cache_spec
-        if isinstance(spec, MambaSpec):
+    for geometry, state in zip(geometries, status.group_states, strict=True):
+        if geometry.kind is GroupKind.STATE:
             return False  # states are handed out while the answer is made, not at its end
-        if not isinstance(spec, SlidingWindowSpec):
+        if geometry.kind is not GroupKind.WINDOW:
             continue
-        reach = spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)
-        first = max(boundary - reach, 0) // group.tokens_per_block
-        if first < max(end - reach, 0) // group.tokens_per_block:
+        first = geometry.first_token(boundary) // geometry.tokens_per_block
+        if first < geometry.first_token(end) // geometry.tokens_per_block:
             return False  # the window has moved on and its first block is gone
-        tails.append((state, first // config.blocks_per_chunk))
+        tails.append((state, first // geometry.blocks_per_chunk))
     for state, first in tails:
         state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, first)
     request.shared_prefix_boundary = boundary
