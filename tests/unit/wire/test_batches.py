@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.distributed import kv_events as vllm
 
-from kvstrata.events import wire
+from kvstrata.wire import batches as wire
 
 ENCODE = msgspec.msgpack.Encoder().encode
 HASHES = st.lists(st.integers(0, 2**64 - 1) | st.binary(min_size=16, max_size=32), max_size=5)

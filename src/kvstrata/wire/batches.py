@@ -34,6 +34,8 @@ class Stored:
         window: tokens of its sliding window, or None.
         lora: name of the LoRA adapter, or None.
         locality: LOCAL, REMOTE or None.
+        owner: which of several such tiers, or None; of storage, the namespace and its place, so that all
+            replicas which mount it are known to hold the blocks.
     """
 
     hashes: Sequence[int]
@@ -46,6 +48,7 @@ class Stored:
     window: int | None = None
     lora: str | None = None
     locality: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Removed:
     medium: str
     group: int
     locality: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Batch:
 
 
 class WireError(ValueError):
-    """A payload is no batch of events."""
+    """Bytes that are not what they ought to be."""
 
 
 class _Stored(msgspec.Struct, tag="BlockStored", tag_field="type", gc=False):
@@ -100,6 +104,7 @@ class _Stored(msgspec.Struct, tag="BlockStored", tag_field="type", gc=False):
     kv_cache_spec_kind: str | None = None
     kv_cache_spec_sliding_window: int | None = None
     locality: str | None = None
+    ownership: str | None = None
 
 
 class _Removed(msgspec.Struct, tag="BlockRemoved", tag_field="type", gc=False):
@@ -107,6 +112,7 @@ class _Removed(msgspec.Struct, tag="BlockRemoved", tag_field="type", gc=False):
     medium: str | None = None
     group_idx: int | None = None
     locality: str | None = None
+    ownership: str | None = None
 
 
 class _Cleared(msgspec.Struct, tag="AllBlocksCleared", tag_field="type", gc=False):
@@ -195,10 +201,13 @@ def _event(wire: _Stored | _Removed | _Cleared) -> Event:
             wire.kv_cache_spec_sliding_window,
             wire.lora_name,
             wire.locality,
+            wire.ownership,
         )
     if isinstance(wire, _Removed):
         hashes = [low_bits(value) for value in wire.block_hashes]
-        return Removed(hashes, wire.medium or "GPU", _small(wire.group_idx or 0), wire.locality)
+        return Removed(
+            hashes, wire.medium or "GPU", _small(wire.group_idx or 0), wire.locality, wire.ownership
+        )
     return Cleared()
 
 
