@@ -9,7 +9,8 @@ what is left for each block is one concatenation and one digest.
 import hashlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,21 @@ def lora_key(name: str, path: str) -> tuple[str, str, str]:
 def salt_key(salt: str) -> tuple[str, str]:
     """Extra key that the first block of a request with a cache salt has."""
     return ("cache_salt", salt)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One multimodal input of a prompt, such as an image.
+
+    Attributes:
+        identifier: that the engine gives its content (vLLM's `MultiModalFeatureSpec.identifier`).
+        offset: index of its first placeholder token.
+        length: placeholder tokens.
+    """
+
+    identifier: str
+    offset: int
+    length: int
 
 
 def _xxh3(message: bytes) -> bytes:
@@ -92,6 +108,7 @@ class BlockHasher:
         *,
         lora: tuple[str, str] | None = None,
         salt: str | None = None,
+        media: Sequence[Media] = (),
         parent: bytes | None = None,
     ) -> list[bytes]:
         """Hashes of the whole blocks of a prompt.
@@ -100,6 +117,9 @@ class BlockHasher:
             tokens: token ids, one-dimensional; an array of uint32 is used as it is.
             lora: the adapter's name and path as the engine knows them.
             salt: the request's cache salt; enters the first block of a prompt only.
+            media: multimodal inputs, by offset in `tokens` (negative: it began before); they enter the blocks
+                that hold their placeholders. One content twice in a single block is not told apart from two
+                equal copies of it, which vLLM may hash in another way.
             parent: hash of the block before `tokens`; None for the beginning of a prompt.
 
         Raises:
@@ -107,13 +127,32 @@ class BlockHasher:
         """
         ids = _as_tokens(tokens)
         common: ExtraKeys = (lora_key(*lora),) if lora else None
-        first = common
-        if salt and parent is None:
-            first = (*(common or ()), salt_key(salt))
-        if first == common:
-            return self._chain(ids, parent or self.none_hash, common)
-        head = self._chain(ids[: self.block_tokens], parent or self.none_hash, first)
-        return head + self._chain(ids[self.block_tokens :], head[-1], common) if head else []
+        salted = salt if parent is None else None
+        previous = parent or self.none_hash
+        found: list[bytes] = []
+        done = 0
+        for index, extra in self._special(len(ids) // self.block_tokens, common, salted, media):
+            low = index * self.block_tokens
+            found += self._chain(ids[done:low], found[-1] if found else previous, common)
+            done = low + self.block_tokens
+            found += self._chain(ids[low:done], found[-1] if found else previous, extra)
+        return found + self._chain(ids[done:], found[-1] if found else previous, common)
+
+    def _special(
+        self, blocks: int, common: ExtraKeys, salt: str | None, media: Sequence[Media]
+    ) -> Iterator[tuple[int, ExtraKeys]]:
+        """Blocks with extra keys of their own, in order, and those keys in vLLM's order."""
+        size = self.block_tokens
+        held: dict[int, list[Any]] = {0: []} if salt and blocks else {}
+        for item in sorted(media, key=lambda item: item.offset):
+            first = max(item.offset, 0) // size
+            for index in range(first, min(-(-(item.offset + item.length) // size), blocks)):
+                held.setdefault(index, []).append(
+                    ("mm", item.identifier, item.offset - index * size)
+                )
+        for index in sorted(held):
+            tail = [salt_key(salt)] if salt and index == 0 else []
+            yield index, (*(common or ()), *held[index], *tail)
 
     def _chain(self, ids: Tokens, parent: bytes, extra: ExtraKeys) -> list[bytes]:
         count = len(ids) // self.block_tokens
@@ -182,6 +221,7 @@ class KnownPrefixes:
         *,
         lora: tuple[str, str] | None = None,
         salt: str | None = None,
+        media: Sequence[Media] = (),
     ) -> list[bytes]:
         """See `BlockHasher.hashes`; equal to it."""
         ids = _as_tokens(tokens)
@@ -191,6 +231,9 @@ class KnownPrefixes:
         names = []
         for end in range(step, len(ids) + 1, step):
             running.update(ids[end - step : end].data)
+            for item in media:
+                if end - step <= item.offset < end:
+                    running.update(pickle.dumps((item.identifier, item.offset, item.length)))
             names.append(running.digest())
         known = 0
         for name in names:
@@ -202,7 +245,8 @@ class KnownPrefixes:
             known += 1
         rest = ids[known * step :]
         parent = found[-1] if found else None
-        found += self._hasher.hashes(rest, lora=lora, salt=salt, parent=parent)
+        ahead = [replace(item, offset=item.offset - known * step) for item in media]
+        found += self._hasher.hashes(rest, lora=lora, salt=salt, media=ahead, parent=parent)
         for index in range(known, len(names)):
             low = index * self.SEGMENT
             self._segments[names[index]] = found[low : low + self.SEGMENT]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstrata.chunks.block_hashes import BlockHasher, KnownPrefixes
+from kvstrata.chunks.block_hashes import BlockHasher, KnownPrefixes, Media
 from kvstrata.errors import ConfigError
 
 ALGORITHMS = ["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"]
@@ -100,3 +100,50 @@ def test_what_cannot_be_computed_is_said() -> None:
         BlockHasher("md5", 16)
     with pytest.raises(ConfigError, match="PYTHONHASHSEED"):
         BlockHasher("xxhash", 16)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_images_enter_the_blocks_that_hold_them(data) -> None:
+    """Against vLLM's own request and hasher."""
+    from types import SimpleNamespace
+
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.request import Request
+
+    algorithm = data.draw(st.sampled_from(["sha256", "sha256_cbor"]))
+    block = data.draw(st.sampled_from([4, 16]))
+    tokens = data.draw(st.lists(IDS, min_size=1, max_size=60)) * data.draw(st.sampled_from([1, 9]))
+    media, place = [], 0
+    for number in range(data.draw(st.integers(0, 4))):
+        place += data.draw(st.integers(0, 20))
+        length = data.draw(st.integers(1, 40))
+        if place + length <= len(tokens):
+            media.append(Media(f"image {number}", place, length))
+        place += length
+    salt = data.draw(st.none() | st.just("salt"))
+    function = get_hash_fn_by_name(algorithm)
+    kv_cache_utils.init_none_hash(function)
+    features = [
+        SimpleNamespace(
+            identifier=item.identifier,
+            mm_position=SimpleNamespace(offset=item.offset, length=item.length),
+        )
+        for item in media
+    ]
+    request = Request(
+        "r",
+        tokens,
+        SamplingParams(),
+        None,
+        mm_features=features,
+        cache_salt=salt,
+        block_hasher=kv_cache_utils.get_request_block_hasher(block, function),
+    )
+    hasher = BlockHasher(algorithm, block)
+    assert hasher.hashes(tokens, salt=salt, media=media) == list(request.block_hashes)
+    known = KnownPrefixes(hasher)
+    for _ in range(2):
+        assert known.hashes(tokens, salt=salt, media=media) == list(request.block_hashes)
