@@ -105,8 +105,8 @@ def find_reuse(
     reached = Reached(device.tokens, (), device.cuts)
     return ReplicaReuse(
         reached,
-        _reach(shape, tokens, reached, memory, memory, load_cap),
-        _reach(shape, tokens, reached, either, memory, load_cap),
+        reach(shape, tokens, reached, memory, memory, load_cap),
+        reach(shape, tokens, reached, either, memory, load_cap),
         shape.doubts,
     )
 
@@ -152,14 +152,24 @@ def _has(hashes: Sequence[int], held: Held) -> Has:
     return has
 
 
-def _reach(
+def reach(
     shape: ModelShape,
     tokens: int,
     device: Reached,
     has: Has,
     in_memory: Has,
-    load_cap: int | None,
+    load_cap: int | None = None,
 ) -> Reached:
+    """How far the tiers below the device reach, and what they bring for that.
+
+    Args:
+        shape: of the model.
+        tokens: of the prompt.
+        device: what the device alone reaches.
+        has: asks all tiers that count.
+        in_memory: asks memory; what it does not hold comes from storage.
+        load_cap: see `find_reuse`.
+    """
     # A hit that ends inside a block is given up where the tiers reach further.
     computed = device.tokens // shape.step * shape.step
     found: Boundary = tier_boundary(shape, tokens, computed, has, load_cap)

@@ -7,9 +7,10 @@ own bytes, are all that the rule sees.
 import os
 
 import pytest
-from engine_cache import EngineCache, Group, Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.unit.routing.engine_cache import EngineCache, Group, Layout
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 """Factor for a longer search than a change has to wait for."""
