@@ -1,0 +1,58 @@
+"""Functions compiled with numba, typed for the rest of the program as what they are written as."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call, without the GIL; later processes take it from numba's cache.
+
+    The cache knows only the file of the function itself. Where a compiled function calls another one of
+    another file, both files have to be touched for a change of the latter to be seen.
+    """
+    try:
+        return cast(Function, numba.njit(function, nogil=True, cache=True, error_model="numpy"))
+    except RuntimeError:  # no directory that the cache could be written to
+        return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
+
+
+def inlined(function: Function) -> Function:
+    """Like `compiled`, for small functions that only compiled ones call."""
+    return cast(Function, numba.njit(function, nogil=True, error_model="numpy", inline="always"))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(_context: Any, rows: Any, row: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        stride = builder.extract_value(array.strides, 0)
+        data = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+        address = builder.gep(data, [builder.mul(stride, arguments[1])])
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _lowest_bit(_context: Any, value: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
+
+
+prefetch: Callable[[Any, int], None] = _prefetch
+"""`prefetch(rows, i)` brings the cache line where `rows[i]` begins; a hint. Only in compiled code."""
+lowest_bit: Callable[[Any], int] = _lowest_bit
+"""Place of the lowest set bit of a uint64 that is not 0. Only in compiled code."""
