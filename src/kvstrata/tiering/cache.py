@@ -5,13 +5,14 @@ threads. `tick` delivers what they finished.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
 from kvstrata.clock import Clock
+from kvstrata.tiering.announcements import Announcements, TierEvent
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.promotions import Promotions
 from kvstrata.tiering.runner import Priority, Runner
@@ -25,15 +26,6 @@ from kvstrata.tiers.tier import Tier
 RESET_STEPS = 32
 """Scheduler steps after a reset in which a device copy may still be under way; far more than any engine
 schedules ahead, since a place that comes free too early would be written by two."""
-
-
-@dataclass(frozen=True, slots=True)
-class TierEvent:
-    """Chunks that became readable in a tier, or left it."""
-
-    tier: str
-    keys: tuple[ChunkKey, ...]
-    removed: bool
 
 
 class TieredCache:
@@ -52,6 +44,7 @@ class TieredCache:
         read_deadline: seconds that a request waits for storage.
         store_queue: payload bytes that may wait to be written.
         counters: where everything is counted.
+        announced: see `Announcements`; None when nobody follows the events.
     """
 
     def __init__(
@@ -65,6 +58,7 @@ class TieredCache:
         read_deadline: float,
         store_queue: int,
         counters: m.Metrics,
+        announced: Callable[[ChunkKey], bool] | None = None,
     ) -> None:
         assert (storage is None) == (runner is None)
         self.memory = memory
@@ -75,12 +69,14 @@ class TieredCache:
         self._storing: dict[ChunkKey, int] = {}
         self._condemned: dict[ChunkKey, int] = {}
         self._order = itertools.count()
-        self._events: list[TierEvent] = []
+        self._followed = announced is not None
+        full = [geometry.group for geometry in geometries.values() if not geometry.windowed]
+        self._events = Announcements(memory, storage, full, announced)
         self._uses: dict[str, PrefixUse] = {}
         self.loads = Promotions(
-            memory, storage, runner, clock, read_deadline, counters, self._size, self._on_promoted
+            memory, storage, runner, clock, read_deadline, counters, self._size, self._events
         )
-        self._writes = WriteBehind(memory, store_queue, counters, self._on_written, self._size)
+        self._writes = WriteBehind(memory, store_queue, counters, self._events.written, self._size)
 
     # Device reads.
 
@@ -196,7 +192,7 @@ class TieredCache:
             self.loads.arrived(key, readable=True)
             stored.append(key)
         if stored:
-            self._emit(self.memory.name, stored, removed=False)
+            self._events.stored(stored)
             if self._storage is not None and self._runner is not None:
                 self._writes.submit(stored, self._storage, self._runner)
 
@@ -207,19 +203,17 @@ class TieredCache:
         if self._runner is not None:
             self._runner.poll()
             self._counters.level(m.STUCK_THREADS, self._runner.tend())
-        evicted = self.memory.take_evicted()
-        if evicted:
-            self._emit(self.memory.name, evicted, removed=True)
+        self._events.evicted()
         self._release_condemned()
 
     def busy(self) -> bool:
-        """Whether I/O is under way whose end somebody should notice."""
-        return self._runner is not None and any(self._runner.depth(p) for p in Priority)
+        """Whether something is under way, or has ended, that somebody should notice: I/O, or an event."""
+        waiting = self._followed and self._events.waiting
+        return waiting or (self._runner is not None and self._runner.busy)
 
     def take_events(self) -> list[TierEvent]:
         """Events since the last call."""
-        events, self._events = self._events, []
-        return events
+        return self._events.take()
 
     def reset(self, storage: Tier | None) -> None:
         """Forget all chunks in memory, and use another storage tier from now on.
@@ -230,15 +224,20 @@ class TieredCache:
         self.loads.drop_all()
         device = set(self._storing)
         self._storing.clear()
+        unreadable = []
         for key in self.memory.clear():
             entry = self.memory.entry(key)
             assert entry is not None
             if entry.state is State.EVICTING:
                 continue
+            if entry.state is not State.WRITING:
+                unreadable.append(key)
             from_storage = entry.state is State.WRITING and key not in device
             self.memory.abandon(key)
             if not from_storage:  # else the end of its read releases it
                 self._condemned[key] = 0
+        self._events.evicted(unreadable)
+        self._events.reset(storage)
         self._storage = self.loads.storage = storage
 
     def measure(self) -> None:
@@ -254,16 +253,6 @@ class TieredCache:
 
     def _size(self, key: ChunkKey) -> int:
         return self._geometries[group_of(key)].payload_bytes
-
-    def _emit(self, tier: str, keys: Sequence[ChunkKey], *, removed: bool) -> None:
-        self._events.append(TierEvent(tier, tuple(keys), removed))
-
-    def _on_written(self, keys: Sequence[ChunkKey]) -> None:
-        assert self._storage is not None
-        self._emit(self._storage.name, keys, removed=False)
-
-    def _on_promoted(self, keys: Sequence[ChunkKey]) -> None:
-        self._emit(self.memory.name, keys, removed=False)
 
     def _release_condemned(self) -> None:
         """Free places that only a device copy from before a reset could still touch.

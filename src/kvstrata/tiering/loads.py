@@ -8,7 +8,7 @@ holds. Only a ready load answers lookups, so a hit is always bytes in memory, ve
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvstrata.chunks.key import ChunkKey
@@ -159,3 +159,12 @@ def batches(
         jobs[-1].append(need)
         size += size_of(need[0])
     return jobs
+
+
+def measure_union(ranges: Iterable[tuple[int, int]]) -> int:
+    """Length of the union of half-open ranges, given in order of their start."""
+    total, reached = 0, 0
+    for low, high in ranges:
+        total += max(high - max(low, reached), 0)
+        reached = max(reached, high)
+    return total

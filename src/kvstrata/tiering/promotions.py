@@ -5,13 +5,14 @@ threads.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
-from kvstrata.tiering.loads import Load, Phase, batches, reserve
+from kvstrata.tiering.announcements import Announcements
+from kvstrata.tiering.loads import Load, Phase, batches, measure_union, reserve
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
 from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.lifecycle import State
@@ -22,15 +23,6 @@ logger = logging.getLogger(__name__)
 
 MAX_SURVEYS = 4
 """Surveys for one request; what is still missing then is computed."""
-
-
-def measure_union(ranges: Iterable[tuple[int, int]]) -> int:
-    """Length of the union of half-open ranges, given in order of their start."""
-    total, reached = 0, 0
-    for low, high in ranges:
-        total += max(high - max(low, reached), 0)
-        reached = max(reached, high)
-    return total
 
 
 class Promotions:
@@ -44,7 +36,7 @@ class Promotions:
         read_deadline: seconds that a request waits for storage.
         counters: where everything is counted.
         size_of: payload bytes of a chunk.
-        on_promoted: told of chunks that became readable in memory.
+        events: told of chunks that became readable in memory, and of those that storage lacks.
     """
 
     def __init__(
@@ -56,7 +48,7 @@ class Promotions:
         read_deadline: float,
         counters: m.Metrics,
         size_of: Callable[[ChunkKey], int],
-        on_promoted: Callable[[Sequence[ChunkKey]], None],
+        events: Announcements,
     ) -> None:
         self._memory = memory
         self.storage = storage
@@ -65,7 +57,7 @@ class Promotions:
         self._read_deadline = read_deadline
         self._counters = counters
         self._size = size_of
-        self._on_promoted = on_promoted
+        self._events = events
         self._loads: dict[str, Load] = {}
         self._waiters: dict[ChunkKey, list[Load]] = {}
 
@@ -223,15 +215,20 @@ class Promotions:
         load.plan = None
         load.rounds += 1
         memory, storage, absent = self._memory, self.storage, frozenset(load.absent)
+        events, survey = self._events, self._events.begin(storage)
 
         def presence(keys: Sequence[ChunkKey]) -> list[bool]:
             found = [memory.entry(key) is not None and key not in absent for key in keys]
             unknown = [i for i, here in enumerate(found) if not here and keys[i] not in absent]
-            for i, here in zip(unknown, storage.probe([keys[i] for i in unknown]), strict=True):
+            asked = [keys[i] for i in unknown]
+            answers = storage.probe(asked)
+            events.saw(survey, asked, answers)
+            for i, here in zip(unknown, answers, strict=True):
                 found[i] = here
             return found
 
         def done(plan: LoadPlan | None) -> None:
+            events.end(survey)
             if load.phase is Phase.SURVEYING:
                 load.plan = plan or LoadPlan(load.shape.computed, ())
                 load.shared = max(load.shared, load.plan.shared)
@@ -315,11 +312,13 @@ class Promotions:
 
         def done(outcomes: list[ReadOutcome] | None) -> None:
             for index, (key, first_block) in enumerate(batch):
-                self._read_ended(key, first_block, outcomes[index] if outcomes else None)
+                self._read_ended(storage, key, first_block, outcomes[index] if outcomes else None)
 
         return work, done
 
-    def _read_ended(self, key: ChunkKey, first_block: int, outcome: ReadOutcome | None) -> None:
+    def _read_ended(
+        self, storage: Tier, key: ChunkKey, first_block: int, outcome: ReadOutcome | None
+    ) -> None:
         entry = self._memory.entry(key)
         assert entry is not None
         if entry.state is State.EVICTING:
@@ -328,10 +327,10 @@ class Promotions:
         if isinstance(outcome, Loaded):
             self._memory.commit(key, first_block)
             self.arrived(key, readable=True)
-            self._on_promoted([key])
         else:
             self._memory.abort(key)
             self.arrived(key, readable=False)
+        self._events.read(storage, key, outcome)
 
     def _arrived_all(self, load: Load) -> None:
         assert load.plan is not None

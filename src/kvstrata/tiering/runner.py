@@ -136,6 +136,11 @@ class Runner:
         """Jobs of this priority that are queued or running."""
         return self._queued[priority] + self._running[priority]
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is queued, running, or ended and not delivered yet."""
+        return bool(self._finished) or any(self.depth(priority) for priority in Priority)
+
     def tend(self) -> int:
         """Replace threads that got stuck. Returns how many are stuck now.
 

@@ -28,7 +28,7 @@ class WriteBehind:
         memory: where the bytes are.
         queue_bytes: payload bytes that may be waiting; beyond that, chunks are dropped and counted.
         counters: where drops are counted.
-        on_written: told which chunks storage holds now.
+        on_written: told which chunks a storage tier holds now.
         size_of: payload bytes of a chunk.
     """
 
@@ -37,7 +37,7 @@ class WriteBehind:
         memory: MemoryTier,
         queue_bytes: int,
         counters: m.Metrics,
-        on_written: Callable[[Sequence[ChunkKey]], None],
+        on_written: Callable[[Tier, Sequence[ChunkKey]], None],
         size_of: Callable[[ChunkKey], int],
     ) -> None:
         self._memory = memory
@@ -81,11 +81,13 @@ class WriteBehind:
             return [storage.write(key, view, first_block) for key, view, first_block in sources]
 
         def done(outcomes: list[WriteOutcome] | None) -> None:
-            self._ended([key for key, _ in batch], outcomes or [])
+            self._ended(storage, [key for key, _ in batch], outcomes or [])
 
         runner.submit(Priority.WRITE, work, done)
 
-    def _ended(self, keys: Sequence[ChunkKey], outcomes: Sequence[WriteOutcome]) -> None:
+    def _ended(
+        self, storage: Tier, keys: Sequence[ChunkKey], outcomes: Sequence[WriteOutcome]
+    ) -> None:
         for key in keys:
             self._backlog -= self._active.pop(key)
         written = [
@@ -100,7 +102,7 @@ class WriteBehind:
         readable = [key for key in keys if self._state(key) is State.PINNED]
         self._memory.unpin(readable)
         if written:
-            self._on_written(written)
+            self._on_written(storage, written)
 
     def _state(self, key: ChunkKey) -> State | None:
         entry = self._memory.entry(key)
