@@ -186,6 +186,7 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         predicted_tokens: of those, believed only because a request like it was just sent there.
         source: "device", "memory" or "storage": the last tier that the boundary needs; "none" without
             reuse.
+        memory_bytes, storage_bytes: to be loaded for that; what comes from storage counts only there.
         load_cap: `max_load_tokens` that makes the engine resume there; None when it would anyway.
         reuse: what the index said, or None.
         trust: as the candidate says.
@@ -199,6 +200,8 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     device_tokens: int = 0
     predicted_tokens: int = 0
     source: str = "none"
+    memory_bytes: int = 0
+    storage_bytes: int = 0
     load_cap: int | None = None
     reuse: Reuse | None = None
     trust: float = 1.0
@@ -217,6 +220,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         load_cap: to be sent as `kv_transfer_params.max_load_tokens`, or None for nothing to be sent.
         at: when, seconds.
         considered: every candidate, in the order that was given.
+        tokens: of the prompt, as the policy took it to be.
     """
 
     id: str
@@ -227,6 +231,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     load_cap: int | None
     at: float
     considered: tuple[Appraisal, ...]
+    tokens: int = 0
 
     @property
     def appraisal(self) -> Appraisal:

@@ -1,0 +1,140 @@
+"""What the router has sent to each replica and not yet seen answered: how long the next one waits.
+
+An engine computes prompts one after the other, by and large: each step gives its tokens to the oldest first.
+So the wait is what is left of the prompt at the head, and all of those behind it. A first token tells that
+its prompt is done. A head that takes longer than foreseen is expected to take longer still, the more the
+longer it lasts: so a replica that stands still is avoided more and more, without anyone calling it dead.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from kvstrata.routing.cost import Work
+
+LOST = 600.0
+"""Seconds after which an outcome is no longer expected."""
+
+
+class Pending(msgspec.Struct, gc=False):
+    """A request under way.
+
+    Attributes:
+        id: of the request.
+        replica: where it is.
+        at: when it was sent, seconds.
+        work: what it was thought to make the replica do.
+        compute: seconds of computation that this is.
+        loading: seconds before it, until its bytes are there.
+        tokens: of the prompt.
+        device: of those, on the device.
+        foreseen: seconds to the first token.
+        sure: its tokens were counted.
+        first_token: it was seen.
+        ttft: seconds to it.
+    """
+
+    id: str
+    replica: str
+    at: float
+    work: Work
+    compute: float
+    loading: float
+    tokens: int
+    device: int
+    foreseen: float = 0.0
+    sure: bool = True
+    first_token: bool = False
+    ttft: float | None = None
+
+
+class _Queue:
+    """One replica's prompts that are not computed yet, oldest first."""
+
+    __slots__ = ("compute", "head_since", "prompts")
+
+    def __init__(self) -> None:
+        self.prompts: dict[str, Pending] = {}
+        self.compute = 0.0
+        self.head_since = 0.0
+
+
+class Backlog:
+    """Requests under way, by replica."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Pending] = {}
+        self._queues: dict[str, _Queue] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, pending: Pending) -> None:
+        """It was sent. One with the same id is replaced."""
+        self.remove(pending.id, pending.at)
+        self._pending[pending.id] = pending
+        queue = self._queues.setdefault(pending.replica, _Queue())
+        if not queue.prompts:
+            queue.head_since = pending.at
+            queue.compute = 0.0
+        queue.prompts[pending.id] = pending
+        queue.compute += pending.compute
+        self._drop_lost(pending.at)
+
+    def get(self, request: str) -> Pending | None:
+        """What is known of a request under way."""
+        return self._pending.get(request)
+
+    def computed(self, request: str, now: float) -> None:
+        """Its first token was seen, or its prompt will not be computed."""
+        pending = self._pending.get(request)
+        if pending is None:
+            return
+        pending.first_token = True
+        queue = self._queues.get(pending.replica)
+        if queue is None or request not in queue.prompts:
+            return
+        was_head = next(iter(queue.prompts)) == request
+        del queue.prompts[request]
+        queue.compute -= pending.compute
+        if was_head:
+            queue.head_since = now
+
+    def remove(self, request: str, now: float) -> Pending | None:
+        """Nothing more will come of it."""
+        self.computed(request, now)
+        return self._pending.pop(request, None)
+
+    def forget(self, replica: str) -> None:
+        """The replica was removed or restarted."""
+        for request in [one.id for one in self._pending.values() if one.replica == replica]:
+            del self._pending[request]
+        self._queues.pop(replica, None)
+
+    def unanswered(self, replica: str) -> int:
+        """Requests whose first token was not seen."""
+        queue = self._queues.get(replica)
+        return len(queue.prompts) if queue else 0
+
+    def wait(self, replica: str, now: float) -> float:
+        """Seconds until the prompts that are there are computed."""
+        queue = self._queues.get(replica)
+        if queue is None or not queue.prompts:
+            return 0.0
+        head = next(iter(queue.prompts.values()))
+        # A load computes nothing, and those behind it go ahead meanwhile.
+        progress = max(now - max(queue.head_since, head.at + head.loading), 0.0)
+        left = head.compute - progress
+        if left < 0:
+            left = -left / 2
+        return left + max(queue.compute - head.compute, 0.0)
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(self._pending.values())
+
+    def _drop_lost(self, now: float) -> None:
+        while self._pending:
+            oldest = next(iter(self._pending.values()))
+            if now - oldest.at < LOST:
+                return
+            self.remove(oldest.id, now)

@@ -1,0 +1,315 @@
+"""Rates of every replica, learned from what requests took.
+
+A rate is a stated figure times a factor. Factors are learned as logarithms, so that they stay positive and a
+profile that is wrong a hundredfold is as near as one that is wrong by a hundredth. What is seen is the
+logarithm of the seconds to the first token; its derivative by a factor's logarithm is the share of that
+term in the prediction. So a request teaches what it was made of: a cold one the prefill, a load its
+bandwidth, and a term that played no part learns nothing.
+
+Each factor is the product of the fleet's and of the replica's own deviation. What any replica teaches moves
+the fleet's first, so that a profile that is wrong everywhere is corrected for replicas that were never
+tried; otherwise the first one that turned out better than stated would get everything.
+
+The estimator is an extended Kalman filter, iterated because a wrong bandwidth is far from where the first
+linearisation was made, with
+- *outliers* bounded: a surprise counts for no more than `CLIP` standard deviations, so that one request in
+  ten that met a pause cannot move much;
+- *slow forgetting*: a deviation returns to the fleet's with the time constant `FORGET`, its uncertainty to
+  where it began, and so a disk that was slow once is tried again;
+- *change*: when `CHANGED` surprises in a row point the same way, it was no outlier, and the uncertainty is
+  opened again;
+- *bounds*: no factor leaves [1 / `FURTHEST`, `FURTHEST`].
+
+Fleet and deviation are kept as two 8 by 8 covariances without what couples them. Pure: no clock, no files.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kvstrata.errors import ConfigError
+from kvstrata.routing.cost import LEARNED, Profile, Work
+
+VERSION = 1
+FURTHEST = 1024.0
+FORGET = 1800.0
+"""Seconds after which a deviation that nothing confirms has lost two thirds."""
+FORGET_FLEET = 7200.0
+CLIP = 2.5
+CHANGED = 4
+NOISE = 0.15
+"""Relative standard deviation of a first token's time that nothing explains."""
+WAIT_NOISE = 0.5
+"""The same of the part that was spent waiting: who comes and goes meanwhile is not foreseen."""
+SMALLEST = 0.002
+"""Seconds; standard deviation of what is measured."""
+FLEET_SPREAD = 1.5
+OWN_SPREAD = 0.5
+"""Standard deviations, at the beginning, of the logarithms: factors of 4.5 and 1.6."""
+ROUNDS = 4
+MOST_REPLICAS = 4096
+
+Vector = npt.NDArray[np.float64]
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """What was learned of one term.
+
+    Attributes:
+        factor: of the stated rate.
+        spread: standard deviation of its logarithm.
+    """
+
+    factor: float
+    spread: float
+
+
+class _Estimate:
+    """Mean and covariance of the logarithms, and where they return to."""
+
+    __slots__ = ("at", "changes", "count", "covariance", "mean", "outliers", "run", "spread")
+
+    def __init__(self, spread: float, now: float) -> None:
+        self.spread = spread
+        self.mean: Vector = np.zeros(len(LEARNED))
+        self.covariance: Vector = np.eye(len(LEARNED)) * spread**2
+        self.at = now
+        self.count = 0
+        self.outliers = 0
+        self.changes = 0
+        self.run = 0
+
+    def forget(self, now: float, constant: float) -> None:
+        """Let time pass: towards no deviation, and to as little certainty as at the beginning."""
+        passed = max(now - self.at, 0.0)
+        self.at = max(now, self.at)
+        kept = math.exp(-passed / constant)
+        self.mean *= kept
+        self.covariance *= kept**2
+        self.covariance[np.diag_indices_from(self.covariance)] += (1 - kept**2) * self.spread**2
+
+    def widen(self) -> None:
+        """Be uncertain again."""
+        self.covariance += np.eye(len(LEARNED)) * (self.spread / 2) ** 2
+
+
+class Learner:
+    """Learns the rates of a fleet's replicas that share one stated profile.
+
+    Args:
+        profile: what is stated.
+        stated: profiles of replicas that differ from it, by name.
+    """
+
+    def __init__(self, profile: Profile, stated: Mapping[str, Profile] | None = None) -> None:
+        self.profile = profile
+        self._stated = dict(stated or {})
+        self._fleet = _Estimate(FLEET_SPREAD, 0.0)
+        self._own: dict[str, _Estimate] = {}
+        self._rates: dict[str, tuple[float, ...]] = {}
+
+    def profile_of(self, replica: str) -> Profile:
+        """What is stated of a replica."""
+        return self._stated.get(replica, self.profile)
+
+    def rates(self, replica: str) -> tuple[float, ...]:
+        """Seconds per unit as they are believed now, in the order of `LEARNED`."""
+        rates = self._rates.get(replica)
+        if rates is None:
+            if len(self._rates) >= MOST_REPLICAS:
+                self._rates.clear()
+            factors = np.exp(self._log_factors(replica))
+            stated = self.profile_of(replica).rates()
+            rates = tuple(a * b for a, b in zip(stated, factors.tolist(), strict=True))
+            self._rates[replica] = rates
+        return rates
+
+    def learn(self, replica: str, work: Work, seconds: float, now: float) -> None:
+        """A request that made a replica do `work` had its first token after `seconds`.
+
+        Args:
+            replica: its name.
+            work: as it really was: with the cached tokens that the engine reported.
+            seconds: from sending to the first token; passed over unless above 0 and finite.
+            now: seconds of the same clock as always.
+        """
+        if not (math.isfinite(seconds) and seconds > 0):
+            return
+        own = self._own.get(replica)
+        if own is None:
+            own = self._own[replica] = _Estimate(OWN_SPREAD, now)
+            while len(self._own) > MOST_REPLICAS:
+                self._own.pop(next(iter(self._own)))
+        fleet = self._fleet
+        fleet.forget(now, FORGET_FLEET)
+        own.forget(now, FORGET)
+        stated = np.array(self.profile_of(replica).rates()) * np.array(work.units())
+        if work.overlapped:
+            # What the wait hid was never seen, so that it teaches nothing.
+            reads = float(np.dot(self.rates(replica)[5:7], work.units()[5:7]))
+            stated[5:7] *= max(reads - work.overlapped, 0.0) / reads if reads else 1.0
+        surprise = self._update(fleet, own, stated, seconds)
+        fleet.count += 1
+        own.count += 1
+        if abs(surprise) <= CLIP:
+            own.run = 0
+        else:
+            own.outliers += 1
+            direction = 1 if surprise > 0 else -1
+            own.run = own.run + direction if own.run * direction > 0 else direction
+            if abs(own.run) >= CHANGED:
+                own.changes += 1
+                own.run = 0
+                own.widen()
+        self._rates.clear()
+
+    def forget(self, replica: str) -> None:
+        """The replica is gone for good."""
+        self._own.pop(replica, None)
+        self._rates.pop(replica, None)
+
+    def learned(self, replica: str) -> dict[str, Learned]:
+        """By term: the factor of the stated rate, and how sure it is."""
+        own = self._own.get(replica) or _Estimate(OWN_SPREAD, 0.0)
+        spread = np.sqrt(np.diag(self._fleet.covariance) + np.diag(own.covariance))
+        factors = np.exp(self._log_factors(replica))
+        return {
+            name: Learned(float(factor), float(deviation))
+            for name, factor, deviation in zip(LEARNED, factors, spread, strict=True)
+        }
+
+    def replicas(self) -> list[str]:
+        """Those of which something was learned."""
+        return list(self._own)
+
+    def describe(self, replica: str) -> dict[str, Any]:
+        """What is believed of a replica, in units that people use."""
+        rates = self.rates(replica)
+        own = self._own.get(replica)
+        return {
+            "overhead_seconds": rates[0],
+            "prefill_tokens_per_s": 1 / rates[1],
+            "attention_doubles_at": 2 * rates[1] / rates[2],
+            "memory_latency_seconds": rates[3],
+            "memory_bytes_per_s": 1 / rates[4],
+            "storage_latency_seconds": rates[5],
+            "storage_bytes_per_s": 1 / rates[6],
+            "wait_factor": rates[7],
+            "factors": {n: [one.factor, one.spread] for n, one in self.learned(replica).items()},
+            "requests": own.count if own else 0,
+            "outliers": own.outliers if own else 0,
+            "changes": own.changes if own else 0,
+        }
+
+    def to_bytes(self, now: float) -> bytes:
+        """All that was learned, for a file. Ages are kept instead of times: the clock may begin anew."""
+        return msgspec.json.encode(
+            _Saved(
+                VERSION,
+                LEARNED,
+                _save(self._fleet, now),
+                {n: _save(e, now) for n, e in self._own.items()},
+            )
+        )
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Go on with what another life learned; replicas that the file does not name stay as they are.
+
+        Raises:
+            ConfigError: the bytes are not what `to_bytes` writes; nothing has changed then.
+        """
+        try:
+            saved = msgspec.json.decode(data, type=_Saved)
+            if saved.version != VERSION or tuple(saved.terms) != LEARNED:
+                raise ValueError(f"version {saved.version} with the terms {', '.join(saved.terms)}")
+            if len(saved.replicas) > MOST_REPLICAS:
+                raise ValueError(f"{len(saved.replicas)} replicas")
+            fleet = _load(saved.fleet, FLEET_SPREAD, now)
+            own = {name: _load(one, OWN_SPREAD, now) for name, one in saved.replicas.items()}
+        except (ValueError, msgspec.DecodeError, RecursionError) as error:
+            raise ConfigError(
+                f"what was learned of the replicas cannot be read ({error}); remove the file and it "
+                "will be learned again"
+            ) from None
+        self._fleet = fleet
+        self._own.update(own)
+        self._rates.clear()
+
+    def _log_factors(self, replica: str) -> Vector:
+        own = self._own.get(replica)
+        logs = self._fleet.mean if own is None else self._fleet.mean + own.mean
+        return np.clip(logs, -math.log(FURTHEST), math.log(FURTHEST))
+
+    def _update(self, fleet: _Estimate, own: _Estimate, stated: Vector, seconds: float) -> float:
+        """Move both estimates; returns the surprise in standard deviations, before any bound."""
+        limit = math.log(FURTHEST)
+        prior_fleet, prior_own = fleet.mean.copy(), own.mean.copy()
+        surprise = 0.0
+        for turn in range(ROUNDS):
+            parts = stated * np.exp(np.clip(fleet.mean + own.mean, -limit, limit))
+            predicted = float(parts.sum())
+            share = parts / predicted
+            noise = NOISE + WAIT_NOISE * float(share[-1]) + SMALLEST / min(predicted, seconds)
+            by_fleet, by_own = fleet.covariance @ share, own.covariance @ share
+            variance = float(share @ by_fleet + share @ by_own) + noise**2
+            moved = float(share @ (prior_fleet - fleet.mean + prior_own - own.mean))
+            # Linearised where the last round ended, but measured from where this observation began.
+            innovation = math.log(seconds / predicted) - moved
+            if turn == 0:
+                surprise = innovation / math.sqrt(variance)
+            if abs(surprise) > CLIP:
+                innovation *= CLIP / abs(surprise)
+            fleet.mean = np.clip(prior_fleet + by_fleet * (innovation / variance), -limit, limit)
+            own.mean = np.clip(prior_own + by_own * (innovation / variance), -limit, limit)
+        fleet.covariance = fleet.covariance - np.outer(by_fleet, by_fleet) / variance
+        own.covariance = own.covariance - np.outer(by_own, by_own) / variance
+        return surprise
+
+
+class _SavedEstimate(msgspec.Struct):
+    mean: list[float]
+    covariance: list[list[float]]
+    age: float
+    count: int
+    outliers: int
+    changes: int
+
+
+class _Saved(msgspec.Struct):
+    version: int
+    terms: tuple[str, ...]
+    fleet: _SavedEstimate
+    replicas: dict[str, _SavedEstimate]
+
+
+def _save(estimate: _Estimate, now: float) -> _SavedEstimate:
+    return _SavedEstimate(
+        estimate.mean.tolist(),
+        estimate.covariance.tolist(),
+        max(now - estimate.at, 0.0),
+        estimate.count,
+        estimate.outliers,
+        estimate.changes,
+    )
+
+
+def _load(saved: _SavedEstimate, spread: float, now: float) -> _Estimate:
+    size = len(LEARNED)
+    estimate = _Estimate(spread, now - max(saved.age, 0.0))
+    mean, covariance = np.array(saved.mean), np.array(saved.covariance)
+    if mean.shape != (size,) or covariance.shape != (size, size):
+        raise ValueError("a matrix of another size")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError("numbers that are none")
+    if np.abs(mean).max() > math.log(FURTHEST) + 1e-9 or np.abs(covariance).max() > 1e3:
+        raise ValueError("factors out of bounds")
+    symmetric = (covariance + covariance.T) / 2
+    if np.linalg.eigvalsh(symmetric).min() < -1e-6:
+        raise ValueError("a covariance that is none")
+    estimate.mean, estimate.covariance = mean, symmetric
+    estimate.count, estimate.outliers, estimate.changes = saved.count, saved.outliers, saved.changes
+    return estimate

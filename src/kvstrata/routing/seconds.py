@@ -1,0 +1,342 @@
+"""Our policy: each request goes where its first token comes soonest.
+
+A replica's score is the price of its best way to resume (`routing.cost`), in seconds as they were learned
+(`routing.learning`), behind what was sent there before (`routing.backlog`). To that come
+- *doubt*: an index that may be wrong costs what its error would, times how likely it is;
+- *fault*: replicas that failed lately are avoided for some seconds, so that one which fails fast does not
+  draw all requests by its short queue;
+- *burden*: what a request computes, others wait for. The fuller the fleet, the more that counts, or greed
+  would copy hot prefixes everywhere at the cost of all.
+
+Scores that differ by less than the model can tell are ties. A conversation then stays where it was, which
+keeps it from flapping; everything else goes where the fewest new tokens were placed lately, so that cold
+prompts spread over the fleet's caches, and what is left is drawn by the request's id, the same each time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvstrata.routing.backlog import Backlog, Pending
+from kvstrata.routing.cost import Profile, Work, best_way, device_seconds, terms_of
+from kvstrata.routing.decision import (
+    Appraisal,
+    Candidate,
+    Decision,
+    NoCandidatesError,
+    Outcome,
+    RequestView,
+)
+from kvstrata.routing.drift import Drift
+from kvstrata.routing.history import History
+from kvstrata.routing.learning import Learner
+from kvstrata.routing.recent import Decayed, Typical
+from kvstrata.routing.simple import REMEMBERED_SECONDS, REMEMBERED_TRUST, draw
+
+TIE_SHARE = 0.05
+TIE_SECONDS = 0.002
+SETTLE = 3.0
+"""Seconds after its first token by which a prompt's events must have come."""
+UNSETTLED = 30.0
+"""Seconds beyond twice the foreseen first token for which a prompt counts that nothing is heard of."""
+PRESSURE_WINDOW = 30.0
+PLACED_WINDOW = 600.0
+FAULT_SECONDS = 0.1
+FAULT_MOST = 30.0
+FAULT_WINDOW = 10.0
+MOST_SESSIONS = 65_536
+
+
+class Seconds:
+    """See the module.
+
+    Args:
+        profile: what is stated of every replica.
+        stated: profiles of replicas that differ from it, by name.
+        burden: weight of what others wait for; 0 to be greedy.
+    """
+
+    name = "seconds"
+
+    def __init__(
+        self,
+        profile: Profile | None = None,
+        stated: Mapping[str, Profile] | None = None,
+        burden: float = 1.0,
+    ) -> None:
+        self.learner = Learner(profile or Profile(), stated)
+        self._burden = burden
+        self._backlog = Backlog()
+        self._predicted = History()
+        self._remembered = History()
+        self._drift = Drift()
+        self._sessions: OrderedDict[str, str] = OrderedDict()
+        self._placed = Decayed(PLACED_WINDOW)
+        self._faults = Decayed(FAULT_WINDOW)
+        self._busy = Decayed(PRESSURE_WINDOW)
+        self._tokens = Typical(512.0)
+        self._compute = Typical(0.05)
+        self._duration = Typical(1.0)
+
+    def decide(self, request: RequestView, candidates: Sequence[Candidate], now: float) -> Decision:
+        """See `Policy`."""
+        if not candidates:
+            raise NoCandidatesError("no replica to choose from")
+        tokens = max(request.tokens if request.tokens is not None else int(self._tokens.mean), 1)
+        pressure = self._burden * min(self._pressure(len(candidates), now), 1.0)
+        known = _Known(self, request, now)
+        considered = tuple(
+            self._appraise(request, one, tokens, known, pressure, now) for one in candidates
+        )
+        chosen, runner_up, reason = self._pick(request, considered, now)
+        return Decision(
+            id=request.id,
+            policy=self.name,
+            chosen=chosen.replica,
+            reason=reason,
+            runner_up=runner_up,
+            load_cap=chosen.load_cap,
+            at=now,
+            considered=considered,
+            tokens=tokens,
+        )
+
+    def sent(self, request: RequestView, decision: Decision, now: float) -> None:
+        """See `Policy`."""
+        chosen = decision.appraisal
+        replica, terms = chosen.replica, chosen.terms
+        compute = terms.compute + terms.attention + terms.overhead
+        loading = terms.first_token - terms.wait - compute
+        factor = self.learner.rates(replica)[-1]
+        work = Work(
+            decision.tokens - chosen.tokens,
+            chosen.tokens,
+            chosen.memory_bytes,
+            chosen.storage_bytes,
+            terms.wait / factor,
+            terms.overlap,
+        )
+        self._backlog.add(
+            Pending(
+                id=request.id,
+                replica=replica,
+                at=now,
+                work=work,
+                compute=compute,
+                loading=max(loading, 0.0),
+                tokens=decision.tokens,
+                device=chosen.device_tokens,
+                foreseen=terms.first_token,
+                sure=request.tokens is not None,
+            )
+        )
+        if request.prefix is not None and len(request.prefix):
+            until = now + 2 * terms.first_token + UNSETTLED
+            self._predicted.add(request.id, replica, request.prefix, now, until)
+            if chosen.reuse is None:
+                until = now + REMEMBERED_SECONDS
+                self._remembered.add(request.id, replica, request.prefix, now, until)
+        if request.session is not None:
+            self._sessions[request.session] = replica
+            self._sessions.move_to_end(request.session)
+            while len(self._sessions) > MOST_SESSIONS:
+                self._sessions.popitem(last=False)
+        if request.tokens is not None:
+            self._tokens.add(request.tokens)
+        self._compute.add(compute)
+        self._busy.add("", compute, now)
+        self._placed.add(replica, work.left, now)
+
+    def observed(self, outcome: Outcome, now: float) -> None:
+        """See `Policy`."""
+        pending = self._backlog.get(outcome.id)
+        if pending is None or pending.replica != outcome.replica:
+            return
+        if outcome.failed:
+            self._faults.add(outcome.replica, 1.0, now)
+            self._predicted.drop(outcome.id)
+            self._remembered.drop(outcome.id)
+            self._backlog.remove(outcome.id, now)
+            return
+        if outcome.ttft is not None and not pending.first_token:
+            pending.ttft = outcome.ttft
+            self._backlog.computed(outcome.id, now)
+            self._predicted.settle(outcome.id, now, now + SETTLE)
+            self._faults.clear(outcome.replica)
+        if not outcome.final:
+            return
+        self._backlog.remove(outcome.id, now)
+        self._duration.add(now - pending.at)
+        if pending.ttft is None:
+            # Nobody knows how far it came.
+            self._predicted.drop(outcome.id)
+            return
+        work = self._drift.compare(pending, outcome.cached_tokens)
+        if work is not None and pending.sure:
+            self.learner.learn(pending.replica, work, pending.ttft, now)
+
+    def forget(self, replica: str) -> None:
+        """See `Policy`. What was learned of its speed is kept: a restart does not change the hardware."""
+        self._backlog.forget(replica)
+        self._predicted.forget(replica)
+        self._remembered.forget(replica)
+        self._placed.clear(replica)
+        self._faults.clear(replica)
+        for session in [one for one, where in self._sessions.items() if where == replica]:
+            del self._sessions[session]
+
+    def describe(self, now: float) -> Mapping[str, Any]:
+        """See `Policy`."""
+        replicas = sorted({*self._placed.names(), *self.learner.replicas()})
+        return {
+            "policy": self.name,
+            "pending": len(self._backlog),
+            "predicted_prompts": len(self._predicted),
+            "remembered_prompts": len(self._remembered),
+            "typical_tokens": self._tokens.mean,
+            "busy_seconds_per_second": self._busy.rate("", now),
+            "replicas": {
+                name: {
+                    **self.learner.describe(name),
+                    **self._drift.describe(name),
+                    "wait_seconds": self._backlog.wait(name, now),
+                    "placed_tokens": self._placed.value(name, now),
+                    "faults": self._faults.value(name, now),
+                }
+                for name in replicas
+            },
+        }
+
+    def save(self, now: float) -> bytes:
+        """What was learned, for a file."""
+        return self.learner.to_bytes(now)
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Go on with what `save` wrote.
+
+        Raises:
+            ConfigError: it did not write that; nothing has changed then.
+        """
+        self.learner.restore(data, now)
+
+    def _pressure(self, replicas: int, now: float) -> float:
+        """Seconds of computation that the fleet gets in a second, for each replica."""
+        return self._busy.rate("", now) / replicas
+
+    def _wait(self, candidate: Candidate, now: float) -> float:
+        name = candidate.name
+        wait = self._backlog.wait(name, now)
+        foreign = candidate.waiting - self._backlog.unanswered(name)
+        if foreign > 0:
+            wait += foreign * self._compute.mean
+        if candidate.capacity and candidate.in_flight >= candidate.capacity:
+            ahead = candidate.in_flight - candidate.capacity + 1
+            wait = max(wait, ahead * self._duration.mean / candidate.capacity)
+        return wait
+
+    def _appraise(
+        self,
+        request: RequestView,
+        candidate: Candidate,
+        tokens: int,
+        known: "_Known",
+        pressure: float,
+        now: float,
+    ) -> Appraisal:
+        name, reuse = candidate.name, candidate.reuse
+        rates = self.learner.rates(name)
+        wait = self._wait(candidate, now)
+        indexed = reuse.device.tokens if reuse is not None else 0
+        guessed = known.tokens(candidate)
+        on_device = max(indexed, guessed)
+        overlap = self.learner.profile_of(name).overlap
+        overlapped = overlap * wait * rates[-1] if overlap else 0.0
+        way = best_way(rates, candidate, tokens, on_device, overlapped, request.load_cap)
+        done = way.work
+        work = Work(done.left, done.before, done.memory_bytes, done.storage_bytes, wait, overlapped)
+        trust = candidate.trust if reuse is not None else REMEMBERED_TRUST
+        doubt = 0.0
+        if trust < 1 and way.tokens:
+            lost = device_seconds(rates, tokens, 0) - device_seconds(rates, tokens, way.tokens)
+            doubt = (1 - trust) * lost
+        faults = self._faults.value(name, now)
+        fault = min(FAULT_SECONDS * (2.0 ** min(faults, 16) - 1), FAULT_MOST) if faults else 0.0
+        burden = pressure * device_seconds(rates, tokens, way.tokens)
+        terms = terms_of(rates, work, doubt=doubt, fault=fault, burden=burden)
+        return Appraisal(
+            replica=name,
+            score=terms.score,
+            terms=terms,
+            tokens=way.tokens,
+            device_tokens=min(on_device, way.tokens),
+            predicted_tokens=max(min(on_device, way.tokens) - indexed, 0),
+            source=way.source,
+            memory_bytes=done.memory_bytes,
+            storage_bytes=done.storage_bytes,
+            load_cap=way.load_cap,
+            reuse=reuse,
+            trust=trust,
+            index_age=candidate.index_age,
+        )
+
+    def _pick(
+        self, request: RequestView, considered: Sequence[Appraisal], now: float
+    ) -> tuple[Appraisal, str | None, str]:
+        """The chosen one, the runner-up and the reason."""
+        best = min(considered, key=lambda one: one.score)
+        if len(considered) == 1:
+            return best, None, "only"
+        limit = best.score + TIE_SECONDS + TIE_SHARE * max(best.terms.first_token, 0.0)
+        tied = [one for one in considered if one.score <= limit]
+        chosen, reason = best, ""
+        if len(tied) > 1:
+            stay = self._sessions.get(request.session) if request.session is not None else None
+            here = [one for one in tied if one.replica == stay]
+            if here:
+                chosen, reason = here[0], "stay"
+            else:
+                chosen = min(
+                    tied,
+                    key=lambda one: (
+                        self._placed.value(one.replica, now),
+                        draw(request.id, one.replica),
+                    ),
+                )
+        runner_up = min((one for one in considered if one is not chosen), key=lambda one: one.score)
+        longest = max(_offered(one) for one in considered)
+        if not longest:
+            reason = "cold"
+        elif not reason:
+            reason = "reuse" if _offered(chosen) == longest else "spread"
+        return chosen, runner_up.replica, reason
+
+
+class _Known:
+    """What was sent where of one prompt's beginning, asked only if a candidate needs it."""
+
+    def __init__(self, policy: Seconds, request: RequestView, now: float) -> None:
+        self._policy = policy
+        self._request = request
+        self._now = now
+        self._found: dict[tuple[bool, bool], Mapping[str, int]] = {}
+
+    def tokens(self, candidate: Candidate) -> int:
+        """Tokens that the candidate is believed to hold although its index does not say so."""
+        kind = (candidate.reuse is None, candidate.ends_only)
+        found = self._found.get(kind)
+        if found is None:
+            found = self._found[kind] = self._ask(*kind)
+        return found.get(candidate.name, 0) * self._request.prefix_tokens if found else 0
+
+    def _ask(self, silent: bool, ends_only: bool) -> Mapping[str, int]:
+        prefix = self._request.prefix
+        if prefix is None:
+            return {}
+        history = self._policy._remembered if silent else self._policy._predicted
+        return history.match(prefix, self._now, ends_only=ends_only)
+
+
+def _offered(appraisal: Appraisal) -> int:
+    """Tokens that a replica could reuse, whether or not it is worth while."""
+    reuse = appraisal.reuse
+    return max(reuse.storage.tokens if reuse is not None else 0, appraisal.tokens)
