@@ -49,15 +49,15 @@ class Limits:
 class Sink(Protocol):
     """Who is told; always from one thread."""
 
-    def apply(self, name: str, batch: Batch, payload: bytes) -> None:
+    def apply(self, feed: Feed, batch: Batch, payload: bytes) -> None:
         """A feed's next batch; `payload` is what it was read from."""
         ...
 
-    def reset(self, name: str, reason: str) -> None:
+    def reset(self, feed: Feed, reason: str) -> None:
         """All that the feed's engine itself held is gone."""
         ...
 
-    def restore(self, name: str, held: Snapshot) -> None:
+    def restore(self, feed: Feed, held: Snapshot) -> None:
         """What follows replaces all that the feed's engine was known to hold."""
         ...
 
@@ -299,7 +299,7 @@ class Follower:
                 self._check_at = now + self._limits.late_seconds
             return
         self._snapshots += 1
-        self._sink.restore(self._feed.name, held)
+        self._sink.restore(self._feed, held)
         self._act(self._stream.restored(held.header), now)
 
     def _act(self, actions: Sequence[Action], now: float, *, publish: bool = True) -> None:
@@ -309,7 +309,7 @@ class Follower:
             if isinstance(action, Apply):
                 self._apply(action)
             elif isinstance(action, Reset):
-                self._sink.reset(self._feed.name, action.reason)
+                self._sink.reset(self._feed, action.reason)
             else:
                 self._ask(action, now)
         if publish:
@@ -329,7 +329,7 @@ class Follower:
             if isinstance(event, Stored | Removed):
                 self._blocks += len(event.hashes)
         self._nbytes += len(action.payload)
-        self._sink.apply(self._feed.name, batch, action.payload)
+        self._sink.apply(self._feed, batch, action.payload)
 
     def _ask(self, question: Replay | Ask, now: float) -> None:
         if self._question is not None:

@@ -39,17 +39,17 @@ class Books:
     def of(self, name: str) -> Contents:
         return self.contents.setdefault(name, Contents())
 
-    def apply(self, name, batch, payload) -> None:
-        self.applied.append(name)
-        self.of(name).apply(batch)
+    def apply(self, feed, batch, payload) -> None:
+        self.applied.append(feed.name)
+        self.of(feed.name).apply(batch)
 
-    def reset(self, name, reason) -> None:
+    def reset(self, feed, reason) -> None:
         self.resets.append(reason)
-        self.contents[name] = Contents()
+        self.contents[feed.name] = Contents()
 
-    def restore(self, name, held) -> None:
+    def restore(self, feed, held) -> None:
         self.restored += 1
-        fresh = self.contents[name] = Contents()
+        fresh = self.contents[feed.name] = Contents()
         for place, (hashes, again) in held.held.items():
             values, counts = np.unique(np.concatenate((hashes, again)), return_counts=True)
             fresh.held[place] = dict(zip(values.tolist(), counts.tolist(), strict=True))
