@@ -11,6 +11,7 @@ from kvstrata.cli.clearing import clear
 from kvstrata.cli.doctor import doctor
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
+from kvstrata.cli.route import route
 from kvstrata.cli.verification import verify
 from kvstrata.errors import KVStrataError
 
@@ -59,6 +60,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(clear)
 app.command()(options)
+app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 
 

@@ -1,0 +1,48 @@
+"""`kvstrata route`: one OpenAI endpoint in front of several engines."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvstrata.cli import console
+from kvstrata.errors import ConfigError
+
+
+def route(
+    replica: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of an engine, such as http://127.0.0.1:8001; may be repeated."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with replicas and settings; see docs/router.md."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; 127.0.0.1 unless set.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at; 8000 unless set.")] = None,
+    policy: Annotated[str | None, typer.Option(help="How a replica is chosen.")] = None,
+) -> None:
+    """Serve one OpenAI endpoint that sends each request to one of several engines.
+
+    SIGHUP reads the file again; SIGTERM finishes what is under way and ends, a second one at once.
+    """
+    try:
+        from kvstrata.router.config import read_config
+        from kvstrata.router.service import run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"kvstrata route needs {error.name}: install kvstrata[router]") from None
+
+    changes = {"host": host, "port": port, "policy": policy}
+    addresses = list(replica or [])
+    settings = read_config(config, addresses, changes)
+    if not settings.replica and settings.admin_key is None and config is None:
+        raise ConfigError("no engine to route to: give --replica or --config")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+    def ready(taken: int) -> None:
+        console.out().print(f"kvstrata route: listening at http://{settings.host}:{taken}")
+
+    run(settings, lambda: read_config(config, addresses, changes), ready)

@@ -1,0 +1,132 @@
+"""Where a request goes: the seam between the proxy, which moves bytes, and what knows better."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kvstrata.errors import ConfigError
+from kvstrata.router.asking import Asked
+from kvstrata.router.replicas import Replica
+from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
+from kvstrata.routing.simple import LeastLoaded, RoundRobin, SessionHash
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one attempt went.
+
+    Attributes:
+        id: of the request.
+        replica: that had it.
+        status: of the answer; 0 when there was none.
+        ttft: seconds from sending it to the first bytes of the answer's body, or None.
+        seconds: from sending it to the end, whatever that was.
+        streamed: whether the answer was a stream of events.
+        tail: the last bytes of the body, at most 16 KiB, for the usage that is told there.
+        failed: by the replica's fault.
+    """
+
+    id: str
+    replica: str
+    status: int
+    ttft: float | None
+    seconds: float
+    streamed: bool
+    tail: bytes
+    failed: bool
+
+
+class Chooser(Protocol):
+    """Chooses replicas. All calls come from the event loop's thread."""
+
+    async def view(self, asked: Asked) -> RequestView:
+        """What there is to know of a request: once for each, before it is chosen for.
+
+        May take its time elsewhere, such as with a tokenizer in a thread; it must not block the loop, and
+        must not fail for a body that an engine would understand.
+        """
+        ...
+
+    def choose(self, view: RequestView, replicas: Sequence[Replica], now: float) -> Decision:
+        """Choose one of `replicas`, which is not empty. Changes nothing."""
+        ...
+
+    def sent(self, view: RequestView, decision: Decision, now: float) -> None:
+        """It goes there."""
+        ...
+
+    def observed(self, result: Result, now: float) -> None:
+        """What became of it."""
+        ...
+
+    def forget(self, replica: str) -> None:
+        """The replica was removed, is down or was restarted."""
+        ...
+
+    def describe(self, now: float) -> Mapping[str, Any]:
+        """What it knows, as plain data for JSON."""
+        ...
+
+
+class PolicyChooser:
+    """Chooses by what the proxy itself sees: requests in flight, engines' queues, and sessions."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    async def view(self, asked: Asked) -> RequestView:
+        """See `Chooser`."""
+        return RequestView(
+            id=asked.id,
+            session=asked.session,
+            model=asked.fields.model or "",
+            arrival=asked.request.arrived,
+        )
+
+    def choose(self, view: RequestView, replicas: Sequence[Replica], now: float) -> Decision:
+        """See `Chooser`."""
+        return self._policy.decide(view, [candidate(one) for one in replicas], now)
+
+    def sent(self, view: RequestView, decision: Decision, now: float) -> None:
+        """See `Chooser`."""
+        self._policy.sent(view, decision, now)
+
+    def observed(self, result: Result, now: float) -> None:
+        """See `Chooser`."""
+        ttft = result.ttft if result.streamed and result.status == 200 else None
+        self._policy.observed(
+            Outcome(id=result.id, replica=result.replica, ttft=ttft, failed=result.failed), now
+        )
+
+    def forget(self, replica: str) -> None:
+        """See `Chooser`."""
+        self._policy.forget(replica)
+
+    def describe(self, now: float) -> Mapping[str, Any]:
+        """See `Chooser`."""
+        return self._policy.describe(now)
+
+
+def candidate(replica: Replica) -> Candidate:
+    """The replica as a policy sees it, without an index."""
+    load = replica.load
+    return Candidate(
+        name=replica.name,
+        waiting=0 if load is None else load.waiting,
+        running=0 if load is None else load.running,
+        in_flight=replica.in_flight,
+        in_flight_tokens=replica.tokens,
+    )
+
+
+_POLICIES: Mapping[str, type[RoundRobin] | type[LeastLoaded] | type[SessionHash]] = {
+    one.name: one for one in (LeastLoaded, RoundRobin, SessionHash)
+}
+
+
+def policy_named(name: str) -> Policy:
+    """A new policy. Raises ConfigError for a name that is not known."""
+    try:
+        return _POLICIES[name]()
+    except KeyError:
+        raise ConfigError(f"policy {name!r:.100}: known are {', '.join(_POLICIES)}") from None
