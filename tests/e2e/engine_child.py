@@ -4,6 +4,7 @@
 `… --fork SOCKET` forks one for each connection. See `engine.py` for the other side.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -24,6 +25,7 @@ os.environ.update(
 )
 
 from vllm import LLM, SamplingParams
+from vllm.config import KVEventsConfig
 from vllm.v1.metrics.reader import Counter, Gauge
 
 from lab.models import RECIPES, ensure
@@ -58,6 +60,7 @@ class Child:
             register_qwen3_5()
         if settings.get("prefix_caching_anyway"):
             self._keep_prefix_caching()
+        events = settings.get("events")
         self._llm = LLM(
             # A directory stands for a model that has no recipe.
             model=str(ensure(settings["model"])) if recipe else settings["model"],
@@ -74,6 +77,9 @@ class Child:
                 if settings["extra"]
                 else None
             ),
+            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, **events)
+            if events
+            else None,
             **{**(recipe.engine if recipe else {}), **settings.get("engine", {})},
         )
 
@@ -156,6 +162,21 @@ class Child:
             self._llm.llm_engine.step()
             time.sleep(0.001)
         return False
+
+    def published(self) -> int:
+        """Sequence number of the last batch of events, which has been sent by now; -1 for none."""
+        publisher = self._scheduler().kv_event_publisher
+        publisher._event_queue.join()
+        return publisher._buffer[-1][0] if publisher._buffer else -1
+
+    def shape(self) -> dict[str, Any]:
+        """Sizes of the engine's groups, as the connector knows them."""
+        scheduler = self._scheduler()
+        return {
+            "hash_tokens": scheduler.connector.scheduler.config.tokens_per_hash,
+            "block_tokens": scheduler.block_size,
+            "groups": [dataclasses.asdict(group) for group in scheduler.connector._geometries],
+        }
 
     def metrics(self) -> dict[str, float]:
         """Our metrics: `name{label values}` without the prefix, as vLLM publishes them."""

@@ -38,6 +38,7 @@ LAYOUTS = {
     "several windows": Layout((window(5), window(18))),
     "windows of larger blocks": Layout((window(17, 8), window(17, 8), full(4))),
     "windows of smaller blocks": Layout((window(17, 4), full(8))),
+    "windows of much smaller blocks": Layout((window(29, 2), full(8))),
     "blocks without a common multiple": Layout((window(9, 4), full(6), window(25, 12))),
     "full of two block sizes": Layout((full(4), Group("other", 8), window(7, 4))),
     "latent beside windows": Layout((Group("mla", 8), window(11, 4))),
