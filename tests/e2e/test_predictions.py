@@ -1,7 +1,7 @@
 """Before each request we say how many of its tokens a real engine will not compute; the engine agrees.
 
 All that is known is the token ids and what the engine published: its own cache is small and forgets, host
-memory is small too, and the engine is started anew on the same directory.
+memory is small too, and the engine is killed and started anew on the same directory.
 """
 
 import json
@@ -169,7 +169,7 @@ def examine(model: str, lives: list[int], start: Any, tmp_path: Path) -> None:
             compare(engine, follower, prompts[:requests], seen)
             del prompts[:requests]
             follower.settle(engine)
-            engine.stop()
+            engine.kill()
             follower.stopped()
     finally:
         follower.close()

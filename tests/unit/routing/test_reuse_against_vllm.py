@@ -41,6 +41,7 @@ LAYOUTS = {
     "windows of much smaller blocks": Layout((window(29, 2), full(8))),
     "blocks without a common multiple": Layout((window(9, 4), full(6), window(25, 12))),
     "full of two block sizes": Layout((full(4), Group("other", 8), window(7, 4))),
+    "full of blocks without a common multiple": Layout((full(4), Group("other", 6))),
     "latent beside windows": Layout((Group("mla", 8), window(11, 4))),
     "pure local": Layout((Group("local", 4, 16),)),
     "pure local across blocks": Layout((Group("local", 4, 10),)),
@@ -62,6 +63,7 @@ LAYOUTS = {
     "states, many hashes inside blocks": Layout(
         (Group("align", 12), full(12), Group("other", 12)), unit=2
     ),
+    "states of smaller blocks": Layout((Group("align", 4), full(8))),
     "states of larger blocks": Layout((Group("align", 8), full(4), window(7, 4))),
     "states that windows keep to blocks": Layout(
         (Group("align", 8), full(8), window(7, 8)), unit=4
