@@ -64,6 +64,7 @@ class EngineConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._complete = False
         self._until_close = False
+        self._keep = False
         self.used = False
         self.idle_since = 0.0
         self.answered = False
@@ -160,6 +161,7 @@ class EngineConnection(asyncio.Protocol):
             self._headers = []
         else:
             self._complete = True
+            self._keep = self._parser.should_keep_alive()  # which the parser forgets right after
 
     def _hand_on(self) -> None:
         pieces, receiver = self._pieces, self._receiver
@@ -174,7 +176,7 @@ class EngineConnection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for
             return
         self.used = True
-        if self._parser.should_keep_alive() and not self._until_close:
+        if self._keep and not self._until_close:
             self._pool.give_back(self)
         elif self._transport is not None:
             self._transport.close()
