@@ -1,6 +1,5 @@
 """What the reuse rule has to know of a model and of its engine."""
 
-import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -26,6 +25,7 @@ class ModelShape:
         groups: every group that shares prefixes, by index, as vLLM orders them.
         hash_tokens: tokens of one hash; every group's block is a multiple.
         alignment_tokens: hits in the device's cache are multiples of it.
+        step: tokens of vLLM's scheduler block, where whole blocks of all groups end; loads begin there.
         tiered: indices of the groups that the tiers keep; without any, nothing is loaded.
         doubts: why an answer may be off; empty when the rule is the engine's own to the token.
     """
@@ -33,6 +33,7 @@ class ModelShape:
     groups: tuple[GroupGeometry, ...]
     hash_tokens: int
     alignment_tokens: int
+    step: int
     tiered: frozenset[int]
     doubts: tuple[str, ...] = ()
 
@@ -56,6 +57,8 @@ class ModelShape:
                 raise ValueError(f"group {told.group}: a window of {told.window_tokens} tokens")
             if told.tokens_per_block % facts.hash_tokens:
                 raise ValueError(f"group {told.group}: blocks that are no multiple of a hash")
+            if facts.alignment_tokens % told.tokens_per_block:
+                raise ValueError(f"group {told.group}: blocks across which hits are aligned")
             groups.append(
                 GroupGeometry(
                     told.group,
@@ -83,19 +86,19 @@ class ModelShape:
         Args:
             groups: in vLLM's order.
             hash_tokens: tokens of one hash.
-            block_tokens: vLLM's scheduler block size, the least common multiple of the groups' blocks.
+            block_tokens: vLLM's scheduler block size, a common multiple of the groups' blocks.
             tiered: indices of the groups that the tiers keep.
         """
         fine = _hits_inside_blocks(groups, hash_tokens)
         alignment = hash_tokens if fine else block_tokens
         return cls(
-            tuple(groups), hash_tokens, alignment, tiered, _doubts(groups, alignment, tiered, fine)
+            tuple(groups),
+            hash_tokens,
+            alignment,
+            block_tokens,
+            tiered,
+            _doubts(groups, alignment, tiered, fine),
         )
-
-    @property
-    def step(self) -> int:
-        """Tokens of vLLM's scheduler block: where whole blocks of all groups end."""
-        return math.lcm(*(group.tokens_per_block for group in self.groups))
 
     @property
     def exact(self) -> bool:

@@ -197,6 +197,7 @@ def test_doubts_are_named(groups) -> None:
         facts(GroupFacts(0, "full", 0, 1, 1)),
         facts(GroupFacts(0, "full", 16, -1, 1)),
         facts(GroupFacts(0, "full", 24, 1, 1)),
+        facts(GroupFacts(0, "full", 32, 1, 1)),
         facts(GroupFacts(0, "full", 16, 1, 1), unit=0),
     ],
 )
