@@ -23,9 +23,9 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
 
 
-def inlined(function: Function) -> Function:
-    """Like `compiled`, for small functions that only compiled ones call."""
-    return cast(Function, numba.njit(function, nogil=True, error_model="numpy", inline="always"))
+def part(function: Function) -> Function:
+    """Like `compiled`, for functions that only compiled ones call: they are cached with their callers."""
+    return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -37,6 +37,7 @@ class FleetIndex:
         alive: uint64[words], the replicas that there are, as bits.
         mounts: uint64[owners, words], for each owner the replicas that read what it holds, as bits.
         totals: int64[places, holders], how many distinct blocks each holds.
+        sums: int64[places], the same over all holders.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class FleetIndex:
         self.alive: Words = np.zeros(1, np.uint64)
         self.mounts: Words = np.zeros((64, 1), np.uint64)
         self.totals: Numbers = np.zeros((4 * GROUPS, 64), np.int64)
+        self.sums: Numbers = np.zeros(4 * GROUPS, np.int64)
         self._names: dict[int, str] = {}
         self._owners: dict[str, int] = {}
         # Blocks that a device holds more than once, and how often more; few, and short-lived.
@@ -167,6 +169,7 @@ class FleetIndex:
         for low in range(0, len(hashes), _SLICE):
             fresh, again = self.table.put(place, holder, hashes[low : low + _SLICE])
             self.totals[place, holder] += fresh
+            self.sums[place] += fresh
             if len(again) and place < GROUPS:
                 extra = self._again[replica].setdefault(place, {})
                 for value in again.tolist():
@@ -179,9 +182,11 @@ class FleetIndex:
         place, holder = found
         extra = self._again[replica].get(place) if place < GROUPS else None
         if extra:
-            gone = [value for value in hashes.tolist() if not _uncount(extra, value)]
-            hashes = np.fromiter(gone, np.uint64, len(gone))
-        self.totals[place, holder] -= self.table.take(place, holder, hashes)
+            last = [value for value in hashes.tolist() if not _uncount(extra, value)]
+            hashes = np.fromiter(last, np.uint64, len(last))
+        gone = self.table.take(place, holder, hashes)
+        self.totals[place, holder] -= gone
+        self.sums[place] -= gone
 
     def _locate(self, replica: int, where: tuple[str, int, str | None]) -> tuple[int, int] | None:
         medium, group, owner = where
@@ -216,6 +221,7 @@ class FleetIndex:
         places = chosen[: len(self.totals)]
         if self.totals[places, holder].any():
             self.table.take_all(chosen, holder)
+            self.sums -= np.where(places, self.totals[:, holder], 0)
             self.totals[places, holder] = 0
 
     def _make_room(self, holder: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.fleet.compiled import compiled, inlined, prefetch
+from kvstrata.fleet.compiled import compiled, part, prefetch
 
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -26,8 +26,9 @@ WAYS = 4
 """Entries of a bucket."""
 AHEAD = 16
 """Lookups between a prefetch and its use."""
-MULTIPLIER, SHIFT, STAND_IN = 0, 1, 2
-"""Entries of `Table.scramble`; the stand-in takes the place of a key of 0, which marks free entries."""
+MULTIPLIER, SHIFT, STAND_IN, SALTS = range(4)
+"""Entries of `Table.seeds`; the stand-in takes the place of a key of 0, which marks free entries; from
+SALTS on, a salt for each place."""
 USED, LIVE = 0, 1
 """Entries of `Table.state`: entries with a key, and those of them with a holder."""
 _LEAST_BUCKETS = 64
@@ -37,23 +38,23 @@ _ONE = np.uint64(1)
 _NONE = np.uint64(0)
 
 
-@inlined
-def home(scramble: Words, key: np.uint64) -> Any:
+@part
+def home(seeds: Words, key: np.uint64) -> Any:
     """The bucket that a key belongs in."""
-    return np.int64((key * scramble[MULTIPLIER]) >> scramble[SHIFT])
+    return np.int64((key * seeds[MULTIPLIER]) >> seeds[SHIFT])
 
 
-@inlined
-def key_of(scramble: Words, salt: np.uint64, value: np.uint64) -> np.uint64:
+@part
+def key_of(seeds: Words, place: Any, value: np.uint64) -> Any:
     """A block hash as the table names it."""
-    key = value ^ salt
-    return key if key != _NONE else scramble[STAND_IN]
+    key = value ^ seeds[SALTS + place]
+    return key if key != _NONE else seeds[STAND_IN]
 
 
-@inlined
-def find(rows: Words, scramble: Words, key: np.uint64) -> Any:
+@part
+def find(rows: Words, seeds: Words, key: np.uint64) -> Any:
     """Index of a key's entry, or -1 - index of the free entry where it would be."""
-    bucket = home(scramble, key)
+    bucket = home(seeds, key)
     while True:
         row = rows[bucket]
         # Without branches: which of the four it is cannot be predicted.
@@ -73,7 +74,7 @@ def find(rows: Words, scramble: Words, key: np.uint64) -> Any:
         bucket = (bucket + 1) & (rows.shape[0] - 1)
 
 
-@inlined
+@part
 def mask_word(rows: Words, entry: Any, words: int, word: int) -> Any:
     """One word of an entry's holders; of no entry (negative), no holder."""
     if entry < 0:
@@ -81,7 +82,7 @@ def mask_word(rows: Words, entry: Any, words: int, word: int) -> Any:
     return rows[entry // WAYS, WAYS + entry % WAYS * words + word]
 
 
-@inlined
+@part
 def _is_hollow(row: Words, start: Any, words: int) -> Any:
     union = _NONE
     for word in range(words):
@@ -94,10 +95,9 @@ def _put(
     rows: Words,
     tags: npt.NDArray[np.uint8],
     state: Numbers,
-    scramble: Words,
+    seeds: Words,
     hashes: Words,
-    salt: np.uint64,
-    tag: int,
+    place: int,
     holder: int,
     again: Words,
 ) -> tuple[int, int]:
@@ -106,13 +106,13 @@ def _put(
     fresh = repeated = 0
     for index in range(len(hashes)):
         if index + AHEAD < len(hashes):
-            prefetch(rows, home(scramble, key_of(scramble, salt, hashes[index + AHEAD])))
-        key = key_of(scramble, salt, hashes[index])
-        entry = find(rows, scramble, key)
+            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])))
+        key = key_of(seeds, place, hashes[index])
+        entry = find(rows, seeds, key)
         if entry < 0:
             entry = -1 - entry
             rows[entry // WAYS, entry % WAYS] = key
-            tags[entry] = tag
+            tags[entry] = place
             state[USED] += 1
         row, start = rows[entry // WAYS], WAYS + entry % WAYS * words
         before = row[start + word]
@@ -128,16 +128,14 @@ def _put(
 
 
 @compiled
-def _take(
-    rows: Words, state: Numbers, scramble: Words, hashes: Words, salt: np.uint64, holder: int
-) -> int:
+def _take(rows: Words, state: Numbers, seeds: Words, hashes: Words, place: int, holder: int) -> int:
     words = rows.shape[1] // WAYS - 1
     word, bit = holder // 64, _ONE << np.uint64(holder % 64)
     gone = 0
     for index in range(len(hashes)):
         if index + AHEAD < len(hashes):
-            prefetch(rows, home(scramble, key_of(scramble, salt, hashes[index + AHEAD])))
-        entry = find(rows, scramble, key_of(scramble, salt, hashes[index]))
+            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])))
+        entry = find(rows, seeds, key_of(seeds, place, hashes[index]))
         if entry < 0:
             continue
         row, start = rows[entry // WAYS], WAYS + entry % WAYS * words
@@ -177,7 +175,7 @@ def _move(
     tags: npt.NDArray[np.uint8],
     into: Words,
     into_tags: npt.NDArray[np.uint8],
-    scramble: Words,
+    seeds: Words,
 ) -> int:
     """Bring every entry that lives into an empty table, with as many mask words or more."""
     words, wide = rows.shape[1] // WAYS - 1, into.shape[1] // WAYS - 1
@@ -188,7 +186,7 @@ def _move(
             start = WAYS + way * words
             if row[way] == _NONE or _is_hollow(row, start, words):
                 continue
-            entry = -1 - find(into, scramble, row[way])
+            entry = -1 - find(into, seeds, row[way])
             into[entry // WAYS, entry % WAYS] = row[way]
             into_tags[entry] = tags[bucket * WAYS + way]
             for word in range(words):
@@ -205,16 +203,16 @@ class Table:
 
     Attributes:
         rows: uint64[buckets, 4 + 4 * words]: a bucket's four keys, then each entry's mask.
-        scramble: uint64[3]; see `MULTIPLIER`, `SHIFT`, `STAND_IN`.
-        salts: uint64[places].
+        seeds: uint64[3 + places], the random values; see `MULTIPLIER` and what follows it.
         words: uint64 words of a mask: 64 holders each.
     """
 
     def __init__(self, places: int) -> None:
         assert 0 < places <= 255
         self.words = 1
-        self.scramble = np.array([secrets.randbits(64) | 1, 0, secrets.randbits(64) | 1], np.uint64)
-        self.salts = np.array([secrets.randbits(64) for _ in range(places)], np.uint64)
+        self.seeds: Words = np.array(
+            [secrets.randbits(64) | 1 for _ in range(SALTS + places)], np.uint64
+        )
         self._state = np.zeros(2, np.int64)
         self._again = np.empty(0, np.uint64)
         self.rows, self._tags = self._vacant(_LEAST_BUCKETS)
@@ -242,9 +240,8 @@ class Table:
             self.rows,
             self._tags,
             self._state,
-            self.scramble,
+            self.seeds,
             hashes,
-            self.salts[place],
             place,
             holder,
             self._again,
@@ -253,7 +250,7 @@ class Table:
 
     def take(self, place: int, holder: int, hashes: Words) -> int:
         """Take a holder from blocks; returns how many it held."""
-        return _take(self.rows, self._state, self.scramble, hashes, self.salts[place], holder)
+        return _take(self.rows, self._state, self.seeds, hashes, place, holder)
 
     def take_all(self, places: npt.NDArray[np.bool_], holder: int) -> None:
         """Take a holder from all blocks of some places: one pass over the whole table.
@@ -286,10 +283,10 @@ class Table:
         old = self.rows, self._tags
         if old[0].shape != (buckets, WAYS * (self.words + 1)) or self._state[USED] > self.live:
             self.rows, self._tags = self._vacant(buckets)
-            self._state[USED] = _move(*old, self.rows, self._tags, self.scramble)
+            self._state[USED] = _move(*old, self.rows, self._tags, self.seeds)
 
     def _vacant(self, buckets: int) -> tuple[Words, npt.NDArray[np.uint8]]:
-        self.scramble[SHIFT] = 64 - (buckets.bit_length() - 1)
+        self.seeds[SHIFT] = 64 - (buckets.bit_length() - 1)
         width = WAYS * (self.words + 1)
         memory = np.zeros(buckets * width + _LINE // 8, np.uint64)
         skip = -memory.ctypes.data % _LINE // 8

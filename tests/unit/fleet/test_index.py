@@ -51,7 +51,7 @@ def contents(index: FleetIndex) -> dict[tuple[int, int], set[int]]:
 
 def keys_of(index: FleetIndex, place: int, hashes) -> set[int]:
     """Block hashes as the table names them."""
-    salt, stand_in = int(index.table.salts[place]), int(index.table.scramble[2])
+    salt, stand_in = int(index.table.seeds[3 + place]), int(index.table.seeds[2])
     return {value ^ salt or stand_in for value in hashes}
 
 
