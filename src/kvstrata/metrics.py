@@ -108,8 +108,9 @@ STUCK_THREADS = Metric(
 INFO = Metric(
     "kvstrata_info",
     Kind.GAUGE,
-    "1 for the namespace in use, with kvstrata's release and what the hash seed is: default, set or random.",
-    ("namespace", "hash_seed", "version"),
+    "1 for the namespace in use, with kvstrata's release, what the hash seed is (default, set or random), the "
+    "endpoints of KV events and of snapshots, and the name of the storage; empty without one.",
+    ("namespace", "hash_seed", "version", "events", "snapshots", "storage"),
 )
 FINDING = Metric(
     "kvstrata_finding",

@@ -205,6 +205,7 @@ class Options:
         label: text that enters the namespace.
         shm_dir: absolute directory of a memory filesystem.
         eviction: name of the memory tier's policy.
+        announce: whether KV events tell what the filesystem tier held when the engine started.
 
     Each field's metadata holds `doc`, `allowed`, `unit` and `unset` (text), and `parse`.
     """
@@ -282,6 +283,13 @@ class Options:
         " or ".join(f'"{name}"' for name in EVICTION),
         "Which chunks leave a full memory tier: whole boundaries of least worth, as learned from what is "
         "reused; those unused for longest; or as ARC says.",
+    )
+    announce: bool = _option(
+        True,
+        _flag,
+        "true or false",
+        "Where KV events are on: look once through the files that are there at the start and tell a router "
+        "of them.",
     )
 
     @classmethod

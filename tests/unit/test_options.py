@@ -145,6 +145,7 @@ def test_every_option_is_read() -> None:
         "label": "blue ☂",
         "shm_dir": "/run/shm",
         "eviction": "lru",
+        "announce": False,
     }
     assert list(given_values) == NAMES
     expected = {**given_values, "memory": 2**33, "store_queue": 10**9}
@@ -205,6 +206,7 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("label", "text of at most 200", [1, True, "x" * 201, "\ud800"]),
     ("shm_dir", "absolute directory", ["shm", "", 1]),
     ("eviction", '"boundary" or "lru" or "arc"', ["fifo", "LRU", 1, [], True]),
+    ("announce", "true or false", [1, 0, "yes", "off"]),
 ]
 WRONG = [(name, value, allowed) for name, allowed, values in WRONG_VALUES for value in values]
 

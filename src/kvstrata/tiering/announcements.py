@@ -15,11 +15,12 @@ from kvstrata.tiers.tier import Bad, Loaded, Missing, ReadOutcome, Tier
 
 @dataclass(frozen=True, slots=True)
 class TierEvent:
-    """Chunks that became readable in a tier, or left it."""
+    """Chunks that became readable in a tier, or left it; `owner` is the tier's."""
 
     tier: str
     keys: tuple[ChunkKey, ...]
     removed: bool
+    owner: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -142,4 +143,4 @@ class Announcements:
         self._storage = storage
 
     def _tell(self, tier: Tier, keys: Sequence[ChunkKey], *, removed: bool) -> None:
-        self._events.append(TierEvent(tier.name, tuple(keys), removed))
+        self._events.append(TierEvent(tier.name, tuple(keys), removed, tier.owner))

@@ -78,6 +78,11 @@ class TieredCache:
         )
         self._writes = WriteBehind(memory, store_queue, counters, self._events.written, self._size)
 
+    @property
+    def storage_owner(self) -> str | None:
+        """See `Tier.owner`; None without storage, too."""
+        return self._storage.owner if self._storage is not None else None
+
     # Device reads.
 
     def offset(self, key: ChunkKey) -> int:

@@ -8,6 +8,7 @@ same bytes by definition of the key.
 import contextlib
 import errno
 import json
+import logging
 import os
 import stat
 import time
@@ -29,6 +30,7 @@ from kvstrata.chunks.record import (
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
 from kvstrata.fileio.publish import publish
 from kvstrata.fileio.transfer import read_at
+from kvstrata.tiers.place import PLACE_FILE, find_place
 from kvstrata.tiers.tier import (
     Bad,
     Failed,
@@ -41,6 +43,8 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+logger = logging.getLogger(__name__)
+
 VERIFY_BYTES = 512 << 10
 """Bytes that are read before they are verified, so that they are still in the processor's cache."""
 TOUCH_SECONDS = 3600
@@ -52,6 +56,9 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 class FilesystemTier(Tier):
     """Chunks as files below `<root>/<namespace>/`.
+
+    Attributes:
+        owner: the namespace and the place, known from `introduce` on.
 
     Args:
         root: any directory, local or shared.
@@ -108,6 +115,18 @@ class FilesystemTier(Tier):
                     raise _unusable(directory, refusal or error) from error
         self._check_description()
 
+    def introduce(self) -> None:
+        """Find out what others call this place, so that events can name it; after `prepare`."""
+        place, own = find_place(self.root, read_only=self.read_only)
+        self.owner = f"{self._namespace.directory_name}@{place}"
+        if not own:
+            logger.warning(
+                "%s has no file %s and none can be made there; a router counts what lies there for engines "
+                "of this host alone (option 'announce')",
+                self.root,
+                PLACE_FILE,
+            )
+
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """See `Tier.probe`: whether the files exist."""
         base = self._base
@@ -156,11 +175,11 @@ class FilesystemTier(Tier):
 
     def scan(self) -> Iterator[ChunkKey]:
         """See `Tier.scan`."""
-        for _, _, names in os.walk(self.directory):
-            for name in names:
-                key = parse_file_name(name)
-                if key is not None:
-                    yield key
+        for level in _names(self._base):
+            if len(level) != 2:
+                continue
+            for below in _names(f"{self._base}/{level}"):
+                yield from _keys(f"{self._base}/{level}/{below}")
 
     def _read_open(
         self, path: str, fd: int, key: ChunkKey, into: memoryview, first_block: int
@@ -244,6 +263,24 @@ class FilesystemTier(Tier):
                 f"{path} describes another engine than this one, though their fingerprints are equal; "
                 f"if the file was edited, remove it"
             )
+
+
+def _names(directory: str) -> list[str]:
+    """Names in a directory; none where it is gone or no directory."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _keys(directory: str) -> list[ChunkKey]:
+    """Keys of the files in a directory."""
+    try:
+        with os.scandir(directory) as entries:
+            files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [key for name in files if (key := parse_file_name(name)) is not None]
 
 
 def read_header(fd: int, expected_bytes: int) -> RecordHeader:

@@ -27,6 +27,7 @@ class MeteredTier(Tier):
 
     def __init__(self, inner: Tier, clock: Clock, observer: Observer) -> None:
         self.name = inner.name
+        self.owner = inner.owner
         self._inner = inner
         self._clock = clock
         self._observer = observer

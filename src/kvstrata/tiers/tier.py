@@ -69,6 +69,9 @@ class Tier(ABC):
     name: str
     """Label in metrics and messages, such as "memory" or "filesystem"."""
 
+    owner: str | None = None
+    """Of a tier that several engines may share: names what it holds and where; equal for all who share."""
+
     @abstractmethod
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """For each key, whether a read would probably find it. Cheap; a hint, not a promise."""

@@ -24,12 +24,14 @@ def register() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     from kvstrata.vllm_plugin.cpu_build import mend
+    from kvstrata.vllm_plugin.publisher import register_publisher
 
     if CONNECTOR_NAME not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector(
             CONNECTOR_NAME, "kvstrata.vllm_plugin.connector", CONNECTOR_NAME
         )
     mend()
+    register_publisher()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,13 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.errors import ConfigError
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiers.arena import Arena
+from kvstrata.vllm_plugin.announcer import Announcer
 from kvstrata.vllm_plugin.diagnosis import log_diagnosis
+from kvstrata.vllm_plugin.facts import engine_facts
 from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
 from kvstrata.vllm_plugin.manager import KVStrataManager
+from kvstrata.vllm_plugin.publisher import introduce
 from kvstrata.vllm_plugin.retention import (
     keep_answer_end,
     mend_state_steps,
@@ -108,7 +111,7 @@ class KVStrataConnector(OffloadingConnector):
             [{"layout": d["layout"]} for d in declared],
             options.label,
         )
-        self._manager.start(arena, self._geometries, namespace)
+        self._manager.start(arena, self._geometries, namespace, self._announcer(vllm_config))
         self._manager.publish(
             log_diagnosis(
                 vllm_config,
@@ -119,6 +122,18 @@ class KVStrataConnector(OffloadingConnector):
                 prompts_only=config.offload_prompt_only,
             )
         )
+
+    def _announcer(self, vllm_config: Any) -> Announcer | None:
+        """Of this engine, if its events are published; known to the publisher that vLLM makes next."""
+        events = vllm_config.kv_events_config
+        if events is None or not events.enable_kv_cache_events or events.publisher != "zmq":
+            return None
+        announcer = Announcer(
+            engine_facts(vllm_config, self._kv_cache_config, self._geometries),
+            look_through=self._manager.options.announce,
+        )
+        introduce(announcer)
+        return announcer
 
     # Worker half.
 

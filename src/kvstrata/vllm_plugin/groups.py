@@ -15,6 +15,23 @@ from kvstrata.errors import ConfigError
 from kvstrata.tiering.planner import GroupKeys
 
 
+def group_kind(spec: Any) -> tuple[GroupKind, int, int] | None:
+    """What a boundary needs of a group, by vLLM's `KVCacheSpec`.
+
+    Returns:
+        The kind, the window's tokens, the tokens kept beyond it; None for a kind that we do not know.
+    """
+    if isinstance(spec, SlidingWindowSpec):
+        return GroupKind.WINDOW, spec.sliding_window, getattr(spec, "extra_retained_tokens", 0)
+    if isinstance(spec, ChunkedLocalAttentionSpec):
+        return GroupKind.LOCAL, spec.attention_chunk_size, 0
+    if isinstance(spec, MambaSpec):
+        return GroupKind.STATE, 0, 0
+    if isinstance(spec, FullAttentionSpec):
+        return GroupKind.FULL, 0, 0
+    return None
+
+
 def group_geometry(group: Any, blocks_per_chunk: int, rank_block_bytes: list[int]) -> GroupGeometry:
     """Our view of one of vLLM's offloaded groups.
 
@@ -26,20 +43,13 @@ def group_geometry(group: Any, blocks_per_chunk: int, rank_block_bytes: list[int
     Raises:
         ConfigError: a kind of attention that we do not know.
     """
-    spec = group.kv_cache_spec
-    kind, window, extra = GroupKind.FULL, 0, 0
-    if isinstance(spec, SlidingWindowSpec):
-        kind, window = GroupKind.WINDOW, spec.sliding_window
-        extra = getattr(spec, "extra_retained_tokens", 0)
-    elif isinstance(spec, ChunkedLocalAttentionSpec):
-        kind, window = GroupKind.LOCAL, spec.attention_chunk_size
-    elif isinstance(spec, MambaSpec):
-        kind = GroupKind.STATE
-    elif not isinstance(spec, FullAttentionSpec):
+    found = group_kind(group.kv_cache_spec)
+    if found is None:
         raise ConfigError(
-            f"KV cache group {group.group_idx} is of kind {type(spec).__name__}, which kvstrata does not "
-            f"know; run this model without the kvstrata connector"
+            f"KV cache group {group.group_idx} is of kind {type(group.kv_cache_spec).__name__}, which "
+            f"kvstrata does not know; run this model without the kvstrata connector"
         )
+    kind, window, extra = found
     return GroupGeometry(
         group=group.group_idx,
         kind=kind,

@@ -3,12 +3,12 @@
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
+    Locality,
     LookupResult,
     Medium,
     OffloadingEvent,
@@ -30,12 +30,12 @@ from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.runner import Runner
 from kvstrata.tiers.arena import Arena
 from kvstrata.tiers.eviction_choice import POLICIES
-from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.memory import MemoryTier
-from kvstrata.tiers.metered import MeteredTier
-from kvstrata.tiers.tier import Bad, Tier
+from kvstrata.tiers.tier import Tier
+from kvstrata.vllm_plugin.announcer import Announcer
 from kvstrata.vllm_plugin.copies import GroupSlots
 from kvstrata.vllm_plugin.stats import to_vllm
+from kvstrata.vllm_plugin.storage import io_threads, open_storage
 from kvstrata.vllm_plugin.worker import ArenaSlots
 
 logger = logging.getLogger("vllm.kvstrata")
@@ -48,11 +48,6 @@ IDLE_SECONDS = 0.003
 """An idle engine that waits for storage sleeps this long a step; without it, an engine that runs in the
 caller's process would spin and keep the interpreter from the I/O threads."""
 MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
-
-
-def io_threads(options: Options) -> int:
-    """I/O threads: as the options say, else one for each processor, between 2 and 16."""
-    return options.io_threads or max(2, min(16, os.cpu_count() or 2))
 
 
 class KVStrataManager(OffloadingManager):
@@ -73,6 +68,8 @@ class KVStrataManager(OffloadingManager):
         self._runner: Runner | None = None
         self._arena: Arena | None = None
         self._namespace: Namespace | None = None
+        self._announcer: Announcer | None = None
+        self._introduced = False
         self._torn: set[ChunkKey] = set()
         self._first_blocks: dict[ChunkKey, int] = {}
         self._measured = -MEASURE_SECONDS
@@ -80,7 +77,11 @@ class KVStrataManager(OffloadingManager):
         self._generation = 0
 
     def start(
-        self, arena: Arena, geometries: Sequence[GroupGeometry], namespace: Namespace
+        self,
+        arena: Arena,
+        geometries: Sequence[GroupGeometry],
+        namespace: Namespace,
+        announcer: Announcer | None = None,
     ) -> None:
         """Begin to serve. Called once, when the engine's groups are known.
 
@@ -88,6 +89,7 @@ class KVStrataManager(OffloadingManager):
             arena: attached by this process.
             geometries: in vLLM's order of offloaded groups.
             namespace: of this engine.
+            announcer: of this engine, where its events are published.
 
         Raises:
             ConfigError: the arena is too small, or the path cannot be used.
@@ -96,9 +98,11 @@ class KVStrataManager(OffloadingManager):
         self._position = {geometry.group: index for index, geometry in enumerate(geometries)}
         self._arena = arena
         self._namespace = namespace
-        self._introduce(namespace, 1)
+        self._announcer = announcer
         memory = MemoryTier(arena.data, self._geometries, POLICIES[self._options.eviction])
         storage = self._open_storage(namespace)
+        if announcer is not None:
+            announcer.use(storage)
         if storage is not None:
             threads = io_threads(self._options)
             self._runner = Runner(threads, self._clock, self._options.read_deadline)
@@ -111,6 +115,7 @@ class KVStrataManager(OffloadingManager):
             read_deadline=self._options.read_deadline,
             store_queue=min(self._options.store_queue, arena.data_bytes // 2),
             counters=self._counters,
+            announced=announcer.announced if announcer is not None else None,
         )
         logger.info(
             "kvstrata: %s of host memory, %s; groups: %s",
@@ -142,7 +147,9 @@ class KVStrataManager(OffloadingManager):
         """Say (1) that a namespace is in use, or (0) that it no longer is."""
         said = str(namespace.facts.get("hash_seed", "default"))
         seed = "set" if said.startswith("=") else said.partition(" ")[0]
-        self._counters.level(m.INFO, value, (namespace.directory_name, seed, __version__))
+        events, snapshots = self._announcer.endpoints if self._announcer is not None else ("", "")
+        labels = (namespace.directory_name, seed, __version__, events, snapshots)
+        self._counters.level(m.INFO, value, (*labels, self.cache.storage_owner or ""))
 
     # Loads.
 
@@ -306,6 +313,8 @@ class KVStrataManager(OffloadingManager):
                 keys=list(event.keys),
                 medium=MEDIA[event.tier],
                 removed=event.removed,
+                locality=None if event.owner is None else Locality.REMOTE,
+                ownership=event.owner,
             )
 
     def reset_cache(self) -> None:
@@ -321,15 +330,21 @@ class KVStrataManager(OffloadingManager):
             "reset": [self._generation, os.getpid(), os.urandom(8).hex()],
         }
         namespace = Namespace(self._namespace.model, facts)
+        storage = self._open_storage(namespace)
         self._introduce(self._namespace, 0)
-        self._introduce(namespace, 1)
         self._namespace = namespace
-        self.cache.reset(self._open_storage(namespace))
+        self.cache.reset(storage)
+        if self._announcer is not None:
+            self._announcer.use(storage)
+        self._introduce(namespace, 1)
         self._torn.clear()
         self._first_blocks.clear()
 
     def get_stats(self) -> Any:
         """Counters since the last call, for vLLM's Prometheus endpoint."""
+        if not self._introduced and self._namespace is not None:
+            self._introduced = True  # only now: the publisher is made after this manager
+            self._introduce(self._namespace, 1)
         busy = self.cache.busy()
         now = self._clock.now()
         if now - self._measured >= MEASURE_SECONDS or (self._was_busy and not busy):
@@ -340,6 +355,8 @@ class KVStrataManager(OffloadingManager):
 
     def shutdown(self) -> None:
         """Write what is queued, for a limited time, and let go of the arena."""
+        if self._announcer is not None:
+            self._announcer.stop()
         if self._runner is not None and not self._runner.close(DRAIN_SECONDS):
             logger.warning(
                 "kvstrata: stopped after %g s with chunks that were not written", DRAIN_SECONDS
@@ -348,32 +365,14 @@ class KVStrataManager(OffloadingManager):
             self._arena.seal()
 
     def _open_storage(self, namespace: Namespace) -> Tier | None:
-        if self._options.path is None:
-            return None
-        tier = FilesystemTier(
-            Path(self._options.path),
+        return open_storage(
+            self._options,
             namespace,
             self._geometries,
-            fsync=self._options.fsync,
-            read_only=self._options.read_only,
-            touch=self._options.touch,
+            self._clock,
+            self._counters,
+            followed=self._announcer is not None,
         )
-        tier.prepare()
-        if tier.read_only and not self._options.read_only:
-            logger.warning(
-                "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
-                self._options.path,
-            )
-        return MeteredTier(tier, self._clock, self._observe)
-
-    def _observe(self, operation: str, outcome: Any, seconds: float) -> None:
-        """Count one storage operation; called in I/O threads."""
-        nbytes = getattr(outcome, "nbytes", 0)
-        if isinstance(outcome, Bad):
-            self._counters.count(m.BAD_RECORDS, 1, (outcome.reason.value,))
-        if nbytes:
-            self._counters.count(m.BYTES, nbytes, ("filesystem", operation))
-        self._counters.count(m.SECONDS, seconds, ("filesystem", operation))
 
     def _slots(self, chunks: Iterable[tuple[ChunkKey, int]]) -> ArenaSlots:
         """The arena side of a transfer: offsets by group, in vLLM's order of groups."""

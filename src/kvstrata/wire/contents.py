@@ -1,7 +1,6 @@
 """What one engine holds, as its own events tell it: the plain form, one dictionary a place."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, repeat
 
 import numpy as np
 
@@ -9,6 +8,8 @@ from kvstrata.wire.batches import Batch, Cleared, Removed, Stored
 from kvstrata.wire.snapshot import Hashes, Place
 
 DEVICE = "GPU"
+SLICE = 1 << 14
+"""Hashes of one slice of `Contents.parts`."""
 
 
 class Contents:
@@ -34,14 +35,17 @@ class Contents:
                     del self.held[place]
 
     def parts(self) -> Iterator[tuple[Place, Hashes, Hashes]]:
-        """For each place its hashes, each once, and those that are there again."""
+        """For each place its hashes, each once, and those that are there again.
+
+        A place comes in slices: an engine that shares the interpreter must not wait for all of it. Nothing
+        may be applied before the last one was taken.
+        """
         for place, counts in self.held.items():
-            again = list(
-                chain.from_iterable(
-                    repeat(value, count - 1) for value, count in counts.items() if count > 1
-                )
-            )
-            yield place, np.array(list(counts), np.uint64), np.array(again, np.uint64)
+            values, often = iter(counts), iter(counts.values())
+            for low in range(0, len(counts), SLICE):
+                size = min(SLICE, len(counts) - low)
+                hashes = np.fromiter(values, np.uint64, size)
+                yield place, hashes, np.repeat(hashes, np.fromiter(often, np.int64, size) - 1)
 
     def _store(self, place: Place, hashes: Iterable[int]) -> None:
         counts = self.held.setdefault(place, {})

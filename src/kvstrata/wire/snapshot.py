@@ -167,7 +167,7 @@ def decode(parts: Iterable[bytes]) -> Snapshot:
     Raises:
         WireError: no part, one that cannot be read, or another version.
     """
-    held: dict[Place, tuple[Hashes, Hashes]] = {}
+    pieces: dict[Place, tuple[list[Hashes], list[Hashes]]] = {}
     header: Header | None = None
     for part in parts:
         try:
@@ -178,12 +178,9 @@ def decode(parts: Iterable[bytes]) -> Snapshot:
             hashes, again = _hashes(value.hashes), _hashes(value.again)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise WireError(f"an answer of another form: {error}") from None
-        place = Place(value.medium, value.group, value.owner)
-        before = held.get(place)
-        if before is not None:
-            hashes = np.concatenate((before[0], hashes))
-            again = np.concatenate((before[1], again))
-        held[place] = (hashes, again)
+        found = pieces.setdefault(Place(value.medium, value.group, value.owner), ([], []))
+        found[0].append(hashes)
+        found[1].append(again)
     if header is None:
         raise WireError("an empty answer")
     if header.version != VERSION:
@@ -191,6 +188,10 @@ def decode(parts: Iterable[bytes]) -> Snapshot:
             f"the engine's kvstrata speaks version {header.version} of the snapshot format, this one "
             f"{VERSION}; run the same release on both sides"
         )
+    held = {
+        place: (np.concatenate(hashes), np.concatenate(again))
+        for place, (hashes, again) in pieces.items()
+    }
     return Snapshot(header, held)
 
 

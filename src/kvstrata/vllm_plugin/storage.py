@@ -1,0 +1,75 @@
+"""The storage tier that the options ask for."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kvstrata import metrics as m
+from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.namespace import Namespace
+from kvstrata.clock import Clock
+from kvstrata.options import Options
+from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.metered import MeteredTier
+from kvstrata.tiers.tier import Bad, ReadOutcome, Tier, WriteOutcome
+
+logger = logging.getLogger("vllm.kvstrata")
+
+
+def io_threads(options: Options) -> int:
+    """I/O threads: as the options say, else one for each processor, between 2 and 16."""
+    return options.io_threads or max(2, min(16, os.cpu_count() or 2))
+
+
+def open_storage(
+    options: Options,
+    namespace: Namespace,
+    geometries: Mapping[int, GroupGeometry],
+    clock: Clock,
+    counters: m.Metrics,
+    *,
+    followed: bool = False,
+) -> Tier | None:
+    """The tier, measured; None where the options name no path.
+
+    Args:
+        options: the engine's.
+        namespace: whose files are shared.
+        geometries: by group index.
+        clock: to measure durations.
+        counters: where operations are counted.
+        followed: whether events name the tier, so that it needs a name that others know.
+
+    Raises:
+        ConfigError: the path cannot be used.
+    """
+    if options.path is None:
+        return None
+    tier = FilesystemTier(
+        Path(options.path),
+        namespace,
+        geometries,
+        fsync=options.fsync,
+        read_only=options.read_only,
+        touch=options.touch,
+    )
+    tier.prepare()
+    if followed:
+        tier.introduce()
+    if tier.read_only and not options.read_only:
+        logger.warning(
+            "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
+            options.path,
+        )
+
+    def observe(operation: str, outcome: ReadOutcome | WriteOutcome, seconds: float) -> None:
+        """Count one operation; called in I/O threads."""
+        nbytes = getattr(outcome, "nbytes", 0)
+        if isinstance(outcome, Bad):
+            counters.count(m.BAD_RECORDS, 1, (outcome.reason.value,))
+        if nbytes:
+            counters.count(m.BYTES, nbytes, ("filesystem", operation))
+        counters.count(m.SECONDS, seconds, ("filesystem", operation))
+
+    return MeteredTier(tier, clock, observe)
