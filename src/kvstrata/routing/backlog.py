@@ -12,6 +12,9 @@ import msgspec
 
 from kvstrata.routing.cost import Work
 
+OVERDUE = 3.0
+"""Times the foreseen seconds after which a first token is overdue, and again at each multiple of that."""
+OVERDUE_SECONDS = 0.5
 LOST = 600.0
 """Seconds after which an outcome is no longer expected."""
 
@@ -26,12 +29,14 @@ class Pending(msgspec.Struct, gc=False):
         work: what it was thought to make the replica do.
         compute: seconds of computation that this is.
         loading: seconds before it, until its bytes are there.
+        reading: of those, seconds in which storage is read.
         tokens: of the prompt.
         device: of those, on the device.
         foreseen: seconds to the first token.
         sure: its tokens were counted.
         first_token: it was seen.
         ttft: seconds to it.
+        reported: seconds after which it was last called overdue.
     """
 
     id: str
@@ -42,21 +47,24 @@ class Pending(msgspec.Struct, gc=False):
     loading: float
     tokens: int
     device: int
+    reading: float = 0.0
     foreseen: float = 0.0
     sure: bool = True
     first_token: bool = False
     ttft: float | None = None
+    reported: float = 0.0
 
 
 class _Queue:
     """One replica's prompts that are not computed yet, oldest first."""
 
-    __slots__ = ("compute", "head_since", "prompts")
+    __slots__ = ("compute", "head_since", "prompts", "reads_until")
 
     def __init__(self) -> None:
         self.prompts: dict[str, Pending] = {}
         self.compute = 0.0
         self.head_since = 0.0
+        self.reads_until = 0.0
 
 
 class Backlog:
@@ -77,6 +85,9 @@ class Backlog:
         if not queue.prompts:
             queue.head_since = pending.at
             queue.compute = 0.0
+        if pending.reading:
+            begins = max(pending.at + self.wait(pending.replica, pending.at), queue.reads_until)
+            queue.reads_until = begins + pending.reading
         queue.prompts[pending.id] = pending
         queue.compute += pending.compute
         self._drop_lost(pending.at)
@@ -128,6 +139,22 @@ class Backlog:
         if left < 0:
             left = -left / 2
         return left + max(queue.compute - head.compute, 0.0)
+
+    def read_wait(self, replica: str, begin: float) -> float:
+        """Seconds after `begin` for which the reads that were sent there keep its storage busy."""
+        queue = self._queues.get(replica)
+        return max(queue.reads_until - begin, 0.0) if queue else 0.0
+
+    def overdue(self, now: float) -> list[Pending]:
+        """Those whose first token is overdue by more than when they were last returned."""
+        late = []
+        for queue in self._queues.values():
+            for pending in queue.prompts.values():
+                limit = OVERDUE * max(pending.foreseen, pending.reported) + OVERDUE_SECONDS
+                if now - pending.at > limit:
+                    pending.reported = now - pending.at
+                    late.append(pending)
+        return late
 
     def __iter__(self) -> Iterator[Pending]:
         return iter(self._pending.values())

@@ -9,12 +9,16 @@ where (N² - B²) / 2 = (N - B) * (B + (N - B) / 2): the new tokens times what t
 a window or a state have a bounded past, which belongs to the first part.
 
 **A load** pays each tier's latency once and its bytes at the tier's bandwidth. What comes from storage passes
-through host memory, so it pays both.
+through host memory, so it pays both. Reads of one replica share its way to storage: a read waits for those
+that were begun before it.
 
 **Three ways are enough.** Let B move between two reaches. The bytes of a load grow at most linearly with B,
 what it saves grows with B² beside the linear part: as a function of B the price is concave, so that it is
 least at an end. Loading half of what a tier has is never better than all of it or nothing, and the choice
 is between the device alone, memory too, and storage too.
+
+**Computing costs others too, loading does not.** A way is chosen by seconds in which those of computation
+count `1 + crowd` times, where `crowd` is what a second of it adds to the waits of those behind.
 
 **What overlaps.** A load needs no computation, and runs while others compute. But the engine looks for one
 only when a step has tokens left to give, which behind a queue of prefills is when that queue is done. So
@@ -27,7 +31,7 @@ import math
 import msgspec
 
 from kvstrata.errors import ConfigError
-from kvstrata.routing.decision import Candidate, Reach, Terms
+from kvstrata.routing.decision import Reach, Reuse, Terms
 
 LEARNED = (
     "overhead",
@@ -123,22 +127,43 @@ class Work(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class Situation(msgspec.Struct, frozen=True, gc=False):
+    """What a replica is like at the moment, for any request.
+
+    Attributes:
+        rates: seconds per unit, in the order of `LEARNED`.
+        crowd: seconds that others wait for each second of computation.
+        read_wait: seconds for which storage is busy with other reads when this request could begin its own.
+        overlapped: seconds of storage reads that the request's wait hides.
+    """
+
+    rates: tuple[float, ...]
+    crowd: float = 0.0
+    read_wait: float = 0.0
+    overlapped: float = 0.0
+
+    def seconds(self, tokens: int, boundary: int) -> float:
+        """Computation of `tokens` of which `boundary` are there, as it counts in a choice."""
+        return (1 + self.crowd) * device_seconds(self.rates, tokens, boundary)
+
+
 class Way(msgspec.Struct, frozen=True, gc=False):
     """One way to resume.
 
     Attributes:
-        seconds: without wait; what ways are compared by.
+        seconds: what ways of one replica are compared by.
         source: last tier that it needs, or "none".
         tokens: the boundary.
-        work: what it makes the replica do, without wait.
+        memory_bytes, storage_bytes: to be loaded.
         load_cap: `max_load_tokens` that makes the engine take it; None where it does so by itself.
     """
 
     seconds: float
     source: str
     tokens: int
-    work: Work
-    load_cap: int | None
+    memory_bytes: int = 0
+    storage_bytes: int = 0
+    load_cap: int | None = None
 
 
 def device_seconds(rates: tuple[float, ...], tokens: int, boundary: int) -> float:
@@ -148,59 +173,50 @@ def device_seconds(rates: tuple[float, ...], tokens: int, boundary: int) -> floa
 
 
 def best_way(
-    rates: tuple[float, ...],
-    candidate: Candidate,
+    situation: Situation,
+    reuse: Reuse | None,
     tokens: int,
     on_device: int,
-    overlapped: float = 0.0,
     load_cap: int | None = None,
 ) -> Way:
-    """The quickest way for a request on a candidate.
+    """The quickest way for a request on a replica.
 
     Args:
-        rates: seconds per unit, in the order of `LEARNED`.
-        candidate: with what its index says; what it says beyond the prompt's last token but one counts as
-            ending there, because one token is always computed.
+        situation: of the replica.
+        reuse: what its index says; what that says beyond the prompt's last token but one counts as ending
+            there, because one token is always computed.
         tokens: of the prompt, at least 1.
         on_device: tokens believed to be on the device: the index's, or more that were just sent there.
-        overlapped: seconds of storage reads that the request's wait hides.
         load_cap: the client's own bound on tokens to load.
     """
     most = tokens - 1
-    device = min(on_device, most)
-    left = tokens - device
-    seconds = rates[0] + left * (rates[1] + rates[2] * (device + left / 2))
-    way = (seconds, "device" if device > 0 else "none", device, 0, 0)
-    reuse = candidate.reuse
-    longest = device
-    if reuse is not None and reuse.storage.tokens > device:
-        limit = most if load_cap is None else min(most, device + load_cap)
-        longest = min(reuse.storage.tokens, limit)
-        indexed = reuse.device.tokens
-        for source, reach in (("memory", reuse.memory), ("storage", reuse.storage)):
-            if reach.tokens <= device:
-                continue
-            offer = _load(rates, source, reach, tokens, device, indexed, limit, overlapped)
-            if offer[0] < way[0]:
-                way = offer
-    seconds, source, boundary, memory_bytes, storage_bytes = way
+    device = on_device if on_device < most else most
+    source = "device" if device > 0 else "none"
+    if reuse is None or reuse.storage.tokens <= device:
+        return Way(situation.seconds(tokens, device), source, device, 0, 0, load_cap)
+    limit = most if load_cap is None else min(most, device + load_cap)
+    longest = min(reuse.storage.tokens, limit)
+    best = Way(situation.seconds(tokens, device), source, device)
+    for source, reach in (("memory", reuse.memory), ("storage", reuse.storage)):
+        if reach.tokens > device and limit > device:
+            way = _load(situation, source, reach, tokens, device, reuse.device.tokens, limit)
+            if way.seconds < best.seconds:
+                best = way
     # Without a cap the engine takes all that the tiers have.
-    cap = boundary - device if boundary < longest else load_cap
-    work = Work(tokens - boundary, boundary, memory_bytes, storage_bytes)
-    return Way(seconds, source, boundary, work, cap)
+    cap = best.tokens - device if best.tokens < longest else load_cap
+    return best if cap is None else msgspec.structs.replace(best, load_cap=cap)
 
 
 def _load(
-    rates: tuple[float, ...],
+    situation: Situation,
     source: str,
     reach: Reach,
     tokens: int,
     device: int,
     indexed: int,
     limit: int,
-    overlapped: float,
-) -> tuple[float, str, int, int, int]:
-    """Price of resuming at a reach: seconds, source, boundary, bytes from memory and from storage."""
+) -> Way:
+    """Resume at a reach, or as near to it as `limit` lets."""
     boundary = reach.tokens
     memory_bytes, storage_bytes = reach.memory_bytes, reach.storage_bytes
     if boundary > limit or device > indexed:
@@ -209,15 +225,15 @@ def _load(
         share = (end - device) / (boundary - indexed)
         memory_bytes, storage_bytes = int(memory_bytes * share), int(storage_bytes * share)
         boundary = end
-    left = tokens - boundary
-    seconds = rates[0] + left * (rates[1] + rates[2] * (boundary + left / 2))
+    rates = situation.rates
+    seconds = situation.seconds(tokens, boundary)
     moved = memory_bytes + storage_bytes
     if moved:
         seconds += rates[3] + rates[4] * moved
     if storage_bytes:
         reads = rates[5] + rates[6] * storage_bytes
-        seconds += max(reads - overlapped, 0.0)
-    return seconds, source if boundary > device else "device", boundary, memory_bytes, storage_bytes
+        seconds += situation.read_wait + max(reads - situation.overlapped, 0.0)
+    return Way(seconds, source, boundary, memory_bytes, storage_bytes)
 
 
 def terms_of(

@@ -24,7 +24,7 @@ Fleet and deviation are kept as two 8 by 8 covariances without what couples them
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,10 +50,13 @@ SMALLEST = 0.002
 FLEET_SPREAD = 1.5
 OWN_SPREAD = 0.5
 """Standard deviations, at the beginning, of the logarithms: factors of 4.5 and 1.6."""
-ROUNDS = 4
+ROUNDS = 6
+SETTLED = 1e-3
+"""Change of the innovation after which another linearisation would change nothing."""
 MOST_REPLICAS = 4096
 
 Vector = npt.NDArray[np.float64]
+_NONE: Vector = np.zeros(len(LEARNED))
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -120,12 +123,13 @@ class Learner:
         """Seconds per unit as they are believed now, in the order of `LEARNED`."""
         rates = self._rates.get(replica)
         if rates is None:
-            if len(self._rates) >= MOST_REPLICAS:
-                self._rates.clear()
-            factors = np.exp(self._log_factors(replica))
-            stated = self.profile_of(replica).rates()
-            rates = tuple(a * b for a, b in zip(stated, factors.tolist(), strict=True))
-            self._rates[replica] = rates
+            if not self._rates:
+                self._work_out([*self._own])
+            if replica not in self._rates:
+                if len(self._rates) >= MOST_REPLICAS:
+                    self._rates.clear()
+                self._work_out([replica])
+            rates = self._rates[replica]
         return rates
 
     def learn(self, replica: str, work: Work, seconds: float, now: float) -> None:
@@ -176,7 +180,7 @@ class Learner:
         """By term: the factor of the stated rate, and how sure it is."""
         own = self._own.get(replica) or _Estimate(OWN_SPREAD, 0.0)
         spread = np.sqrt(np.diag(self._fleet.covariance) + np.diag(own.covariance))
-        factors = np.exp(self._log_factors(replica))
+        factors = self._factors([replica])[0]
         return {
             name: Learned(float(factor), float(deviation))
             for name, factor, deviation in zip(LEARNED, factors, spread, strict=True)
@@ -239,16 +243,23 @@ class Learner:
         self._own.update(own)
         self._rates.clear()
 
-    def _log_factors(self, replica: str) -> Vector:
-        own = self._own.get(replica)
-        logs = self._fleet.mean if own is None else self._fleet.mean + own.mean
-        return np.clip(logs, -math.log(FURTHEST), math.log(FURTHEST))
+    def _factors(self, replicas: Sequence[str]) -> Vector:
+        """float64 (replicas, terms)."""
+        means = [own.mean if (own := self._own.get(one)) else _NONE for one in replicas]
+        logs = self._fleet.mean + np.array(means)
+        return np.exp(np.clip(logs, -math.log(FURTHEST), math.log(FURTHEST)))
+
+    def _work_out(self, replicas: Sequence[str]) -> None:
+        if replicas:
+            stated = np.array([self.profile_of(one).rates() for one in replicas])
+            rates = (stated * self._factors(replicas)).tolist()
+            self._rates.update(zip(replicas, map(tuple, rates), strict=True))
 
     def _update(self, fleet: _Estimate, own: _Estimate, stated: Vector, seconds: float) -> float:
         """Move both estimates; returns the surprise in standard deviations, before any bound."""
         limit = math.log(FURTHEST)
         prior_fleet, prior_own = fleet.mean.copy(), own.mean.copy()
-        surprise = 0.0
+        surprise, moved_to = 0.0, math.inf
         for turn in range(ROUNDS):
             parts = stated * np.exp(np.clip(fleet.mean + own.mean, -limit, limit))
             predicted = float(parts.sum())
@@ -265,6 +276,9 @@ class Learner:
                 innovation *= CLIP / abs(surprise)
             fleet.mean = np.clip(prior_fleet + by_fleet * (innovation / variance), -limit, limit)
             own.mean = np.clip(prior_own + by_own * (innovation / variance), -limit, limit)
+            if abs(innovation - moved_to) < SETTLED:
+                break
+            moved_to = innovation
         fleet.covariance = fleet.covariance - np.outer(by_fleet, by_fleet) / variance
         own.covariance = own.covariance - np.outer(by_own, by_own) / variance
         return surprise

@@ -5,20 +5,23 @@ A replica's score is the price of its best way to resume (`routing.cost`), in se
 - *doubt*: an index that may be wrong costs what its error would, times how likely it is;
 - *fault*: replicas that failed lately are avoided for some seconds, so that one which fails fast does not
   draw all requests by its short queue;
-- *burden*: what a request computes, others wait for. The fuller the fleet, the more that counts, or greed
-  would copy hot prefixes everywhere at the cost of all.
+- *burden*: what a request computes, others wait for. A second of computation behind a wait of W delays all
+  who arrive until the queue is empty again: of those there are some rate * W / (1 - load). So much is added
+  for each second, or greed would copy hot prefixes everywhere, and compute what could be loaded, at the cost
+  of all.
 
 Scores that differ by less than the model can tell are ties. A conversation then stays where it was, which
 keeps it from flapping; everything else goes where the fewest new tokens were placed lately, so that cold
 prompts spread over the fleet's caches, and what is left is drawn by the request's id, the same each time.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvstrata.routing.backlog import Backlog, Pending
-from kvstrata.routing.cost import Profile, Work, best_way, device_seconds, terms_of
+from kvstrata.routing.cost import Profile, Situation, Work, best_way, device_seconds, terms_of
 from kvstrata.routing.decision import (
     Appraisal,
     Candidate,
@@ -40,10 +43,14 @@ SETTLE = 3.0
 UNSETTLED = 30.0
 """Seconds beyond twice the foreseen first token for which a prompt counts that nothing is heard of."""
 PRESSURE_WINDOW = 30.0
+FULLEST = 0.9
+MOST_CROWD = 4.0
+"""A second of computation counts as no more than five, so that an overload is not fought by reads alone."""
 PLACED_WINDOW = 600.0
 FAULT_SECONDS = 0.1
 FAULT_MOST = 30.0
 FAULT_WINDOW = 10.0
+OVERDUE_INTERVAL = 0.25
 MOST_SESSIONS = 65_536
 
 
@@ -74,6 +81,8 @@ class Seconds:
         self._placed = Decayed(PLACED_WINDOW)
         self._faults = Decayed(FAULT_WINDOW)
         self._busy = Decayed(PRESSURE_WINDOW)
+        self._arrivals = Decayed(PRESSURE_WINDOW)
+        self._next_look = -math.inf
         self._tokens = Typical(512.0)
         self._compute = Typical(0.05)
         self._duration = Typical(1.0)
@@ -83,10 +92,10 @@ class Seconds:
         if not candidates:
             raise NoCandidatesError("no replica to choose from")
         tokens = max(request.tokens if request.tokens is not None else int(self._tokens.mean), 1)
-        pressure = self._burden * min(self._pressure(len(candidates), now), 1.0)
+        crowding = self._crowding(len(candidates), now)
         known = _Known(self, request, now)
         considered = tuple(
-            self._appraise(request, one, tokens, known, pressure, now) for one in candidates
+            self._appraise(request, one, tokens, known, crowding, now) for one in candidates
         )
         chosen, runner_up, reason = self._pick(request, considered, now)
         return Decision(
@@ -116,6 +125,7 @@ class Seconds:
             terms.wait / factor,
             terms.overlap,
         )
+        self._learn_overdue(now)
         self._backlog.add(
             Pending(
                 id=request.id,
@@ -124,6 +134,7 @@ class Seconds:
                 work=work,
                 compute=compute,
                 loading=max(loading, 0.0),
+                reading=terms.storage_latency + terms.storage_transfer,
                 tokens=decision.tokens,
                 device=chosen.device_tokens,
                 foreseen=terms.first_token,
@@ -145,6 +156,7 @@ class Seconds:
             self._tokens.add(request.tokens)
         self._compute.add(compute)
         self._busy.add("", compute, now)
+        self._arrivals.add("", 1.0, now)
         self._placed.add(replica, work.left, now)
 
     def observed(self, outcome: Outcome, now: float) -> None:
@@ -219,9 +231,22 @@ class Seconds:
         """
         self.learner.restore(data, now)
 
-    def _pressure(self, replicas: int, now: float) -> float:
-        """Seconds of computation that the fleet gets in a second, for each replica."""
-        return self._busy.rate("", now) / replicas
+    def _learn_overdue(self, now: float) -> None:
+        """What has not come yet is known to take at least as long.
+
+        A load that takes a minute instead of a second would be chosen for all that minute otherwise.
+        """
+        if now < self._next_look:
+            return
+        self._next_look = now + OVERDUE_INTERVAL
+        for pending in self._backlog.overdue(now):
+            if pending.sure:
+                self.learner.learn(pending.replica, pending.work, now - pending.at, now)
+
+    def _crowding(self, replicas: int, now: float) -> float:
+        """Requests that are delayed for each second that a replica's queue is long."""
+        load = min(self._busy.rate("", now) / replicas, FULLEST)
+        return self._burden * self._arrivals.rate("", now) / replicas / (1 - load)
 
     def _wait(self, candidate: Candidate, now: float) -> float:
         name = candidate.name
@@ -240,28 +265,38 @@ class Seconds:
         candidate: Candidate,
         tokens: int,
         known: "_Known",
-        pressure: float,
+        crowding: float,
         now: float,
     ) -> Appraisal:
         name, reuse = candidate.name, candidate.reuse
         rates = self.learner.rates(name)
         wait = self._wait(candidate, now)
         indexed = reuse.device.tokens if reuse is not None else 0
-        guessed = known.tokens(candidate)
-        on_device = max(indexed, guessed)
+        on_device = max(indexed, known.tokens(candidate))
         overlap = self.learner.profile_of(name).overlap
-        overlapped = overlap * wait * rates[-1] if overlap else 0.0
-        way = best_way(rates, candidate, tokens, on_device, overlapped, request.load_cap)
-        done = way.work
-        work = Work(done.left, done.before, done.memory_bytes, done.storage_bytes, wait, overlapped)
+        situation = Situation(
+            rates,
+            min(crowding * (wait + self._compute.mean), MOST_CROWD),
+            self._backlog.read_wait(name, now + wait),
+            overlap * wait * rates[-1],
+        )
+        way = best_way(situation, reuse, tokens, on_device, request.load_cap)
+        work = Work(
+            tokens - way.tokens,
+            way.tokens,
+            way.memory_bytes,
+            way.storage_bytes,
+            wait + situation.read_wait if way.storage_bytes else wait,
+            situation.overlapped,
+        )
         trust = candidate.trust if reuse is not None else REMEMBERED_TRUST
+        computed = device_seconds(rates, tokens, way.tokens)
         doubt = 0.0
         if trust < 1 and way.tokens:
-            lost = device_seconds(rates, tokens, 0) - device_seconds(rates, tokens, way.tokens)
-            doubt = (1 - trust) * lost
+            doubt = (1 - trust) * (device_seconds(rates, tokens, 0) - computed)
         faults = self._faults.value(name, now)
         fault = min(FAULT_SECONDS * (2.0 ** min(faults, 16) - 1), FAULT_MOST) if faults else 0.0
-        burden = pressure * device_seconds(rates, tokens, way.tokens)
+        burden = situation.crowd * computed
         terms = terms_of(rates, work, doubt=doubt, fault=fault, burden=burden)
         return Appraisal(
             replica=name,
@@ -271,8 +306,8 @@ class Seconds:
             device_tokens=min(on_device, way.tokens),
             predicted_tokens=max(min(on_device, way.tokens) - indexed, 0),
             source=way.source,
-            memory_bytes=done.memory_bytes,
-            storage_bytes=done.storage_bytes,
+            memory_bytes=way.memory_bytes,
+            storage_bytes=way.storage_bytes,
             load_cap=way.load_cap,
             reuse=reuse,
             trust=trust,

@@ -227,8 +227,9 @@ class TierWeighted(_Simple):
     """Blocks by the weight of their tier, and the queue: llm-d's published rule.
 
     Its prefix scorer counts consecutive blocks, 1.0 on the device and 0.8 in memory, relative to the best
-    replica; its scheduler adds 3 times that to 2 times how short the queue is, relative to the longest and
-    the shortest. Storage, for which nothing is published, weighs as much as memory.
+    replica; its scheduler adds 3 times that to 2 times how few requests wait, relative to the most and the
+    fewest. Storage, for which nothing is published, weighs as much as memory. Its third summand, the share
+    of the cache in use, needs a figure that a candidate does not have.
 
     Args:
         weights: of device, memory and storage.
@@ -252,7 +253,8 @@ class TierWeighted(_Simple):
         """See `Policy`. The score is the published one, negative."""
         hits = [self._weighted(one) for one in candidates]
         best = max(hits, default=0.0)
-        loads = [load_of(one) for one in candidates] or [0]
+        told = any(one.waiting or one.running for one in candidates)
+        loads = [one.waiting if told else one.in_flight for one in candidates] or [0]
         low, high = min(loads), max(loads)
         considered = []
         for one, hit, load in zip(candidates, hits, loads, strict=False):
