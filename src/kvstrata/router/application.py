@@ -152,7 +152,6 @@ class Application:
     async def _ask(self, replica: Replica, request: Request) -> tuple[int, bytes]:
         keep = not self._config().api_keys
         lines = to_engine(request.headers, replica.config, self._id, keep_authorization=keep)
-        lines += b"connection: close\r\n"
         try:
             return await fetch(replica, b"/v1/models", lines, _LISTING)
         except EngineError as error:

@@ -15,7 +15,7 @@ from kvstrata.errors import ConfigError
 from kvstrata.options import parse_size
 
 _LONGEST = 7 * 24 * 3600.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,127}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 
 

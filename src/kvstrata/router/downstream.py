@@ -112,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         self._current: Request | None = None
         self._chunked = False
         self._last = False
+        self._closing = False
         self._backlog_seen = 0
         self.phase = Phase.IDLE
         self.deadline = float("inf")
@@ -171,10 +172,7 @@ class ClientConnection(asyncio.Protocol):
         """Stop whatever is done for the client."""
         self._clients.connections.discard(self)
         self._reader.drop()
-        for one in self._queue:
-            if isinstance(one, Request):
-                self._clients.buffered -= len(one.body)
-        self._queue.clear()
+        self._drop_queue()
         self.deadline = float("inf")
         if self._task is not None:
             self._task.cancel()
@@ -208,7 +206,7 @@ class ClientConnection(asyncio.Protocol):
         self.started = True
         request = self._current
         keep = request is not None and request.keep_alive and not self._clients.draining
-        keep = keep and not self._last
+        keep = keep and (not self._last or bool(self._queue))
         self._chunked = length is None and request is not None and request.persistent
         if self._chunked:
             lines.append(b"transfer-encoding: chunked")
@@ -218,7 +216,7 @@ class ClientConnection(asyncio.Protocol):
             lines.append(b"content-length: %d" % length)
         if not keep:
             lines.append(b"connection: close")
-            self._last = True
+            self._last = self._closing = True
         elif request is not None and not request.persistent:
             lines.append(b"connection: keep-alive")
         first = b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown"))
@@ -304,7 +302,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer the next request, wait for one, or close."""
         self._task, self._current, self.flow = None, None, None
         self.started = False
-        while self._queue:
+        while self._queue and not self._closing:
             one = self._queue.popleft()
             if isinstance(one, Request):
                 self._current = one
@@ -323,8 +321,15 @@ class ClientConnection(asyncio.Protocol):
             )
             self._reading(True)
 
+    def _drop_queue(self) -> None:
+        for one in self._queue:
+            if isinstance(one, Request):
+                self._clients.buffered -= len(one.body)
+        self._queue.clear()
+
     def _linger(self) -> None:
         self._reader.drop()
+        self._drop_queue()
         self._expect(Phase.LINGER)
         self._reading(True)
         if self._transport is not None and self._transport.can_write_eof():

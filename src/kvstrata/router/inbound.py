@@ -104,7 +104,7 @@ class RequestReader:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self.found:
-                self.found.pop()  # it asks for another protocol, in which the rest is written
+                self._release(self.found.pop())  # the rest is written in another protocol
             self.broken = bad_request("upgrade", "The router speaks HTTP/1.1 only.", close=True)
         except httptools.HttpParserError as error:
             text = f"This is not a request in HTTP/1.1: {error}."
@@ -134,6 +134,10 @@ class RequestReader:
         self._drop_pieces()
         self._incoming = _Incoming()
 
+    def _release(self, one: Request | RefusedError) -> None:
+        if isinstance(one, Request):
+            self._rules.buffered -= len(one.body)
+
     def _drop_pieces(self) -> None:
         self._rules.buffered -= sum(map(len, self._incoming.pieces))
         self._incoming.pieces.clear()
@@ -148,7 +152,7 @@ class RequestReader:
         if incoming.request is None:
             incoming.headers.append((name.lower(), value))
         else:
-            incoming.trailers += len(name) + len(value)
+            incoming.trailers += len(name) + len(value) + 4
             if incoming.trailers > (limit := self._rules.settings().max_head):
                 incoming.refusal = _head_too_large(limit)
 
@@ -179,7 +183,7 @@ class RequestReader:
     def _check_framing(self, request: Request, measured: int) -> None:
         settings = self._rules.settings()
         limit = settings.max_head
-        if measured > limit and sum(len(one) + len(two) for one, two in request.headers) > limit:
+        if measured > limit and _size_of(request.headers) > limit:
             raise _head_too_large(limit)
         hosts = sum(name == b"host" for name, _ in request.headers)
         if hosts > 1 or (request.persistent and hosts == 0):
@@ -201,7 +205,7 @@ class RequestReader:
             text = "The router holds as many bodies as its max_buffered allows."
             incoming.refusal = unavailable("buffers_full", text, 1)
             incoming.refusal.close = True
-        if incoming.refusal is None:
+        if incoming.refusal is None and self.broken is None:
             rules.buffered += len(body)
             incoming.pieces.append(body)
         else:
@@ -212,11 +216,21 @@ class RequestReader:
         incoming = self._incoming
         self._incoming = _Incoming()
         self.expects = False
-        if incoming.refusal is not None:
+        if self.broken is not None:
+            return  # what comes behind a request that ends the connection is not read
+        if incoming.refusal is not None and incoming.refusal.close:
+            self.broken = incoming.refusal
+        elif incoming.refusal is not None:
             self.found.append(incoming.refusal)
         elif incoming.request is not None:
             incoming.request.body = b"".join(incoming.pieces)
             self.found.append(incoming.request)
+
+
+def _size_of(headers: Headers) -> int:
+    return sum(
+        len(name) + len(value) + 4 for name, value in headers
+    )  # a colon, a space, a line's end
 
 
 def _head_too_large(limit: int) -> RefusedError:

@@ -131,7 +131,8 @@ async def fetch(replica: Replica, target: bytes, lines: bytes, timeout: float) -
         async with asyncio.timeout(timeout):
             # A new connection each time: a look at its health must see whether it takes one.
             connection = await replica.pool.connect(timeout)
-            connection.send(b"GET %b HTTP/1.1\r\n%b\r\n" % (target, lines), b"", receiver)
+            head = b"GET %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (target, lines)
+            connection.send(head, b"", receiver, last=True)
             await receiver.done
     except TimeoutError:
         raise EngineError(f"gave no answer within {timeout:g} s", sent=True) from None
@@ -294,7 +295,7 @@ class Replicas:
 
     async def _look(self, replica: Replica) -> None:
         timeout = self._config().probe_timeout
-        lines = b"host: %b\r\nconnection: close\r\n" % replica.config.authority.encode()
+        lines = b"host: %b\r\n" % replica.config.authority.encode()
         if replica.config.api_key is not None:
             lines += b"authorization: Bearer %b\r\n" % replica.config.api_key.encode()
         try:

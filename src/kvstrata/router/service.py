@@ -5,6 +5,7 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 from collections.abc import Callable
 
 import uvloop
@@ -40,6 +41,7 @@ class Router:
         self.config = config
         self._read = read
         self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
         chooser = chooser or PolicyChooser(policy_named(config.policy))
@@ -58,16 +60,15 @@ class Router:
         for replica in self.config.replica:
             self.application.replicas.add(replica)
         try:
-            self._server = await loop.create_server(
-                lambda: ClientConnection(clients),
-                self.config.host,
-                self.config.port,
-                backlog=_BACKLOG,
-            )
+            listening = _listen(self.config)
         except OSError as error:
             await self.application.replicas.close()
             where = f"{self.config.host}:{self.config.port}"
             raise ConfigError(f"cannot listen at {where}: {error.strerror or error}") from None
+        self._listening = listening.dup()
+        self._server = await loop.create_server(
+            lambda: ClientConnection(clients), sock=listening, backlog=_BACKLOG
+        )
         self._sweeping = loop.create_task(self._sweep())
 
     def reload(self) -> list[str]:
@@ -100,8 +101,7 @@ class Router:
         clients, config = self.application.clients, self.config
         clients.draining = True
         await asyncio.sleep(config.drain_grace)
-        if self._server is not None:
-            self._server.close()
+        await self._take_last()
         # A connection that was taken just now may have a request that is not read yet.
         await asyncio.sleep(_SETTLE)
         clients.close_idle()
@@ -111,10 +111,33 @@ class Router:
                     await asyncio.sleep(0.02)
         await self.stop()
 
+    async def _take_last(self) -> None:
+        """Listen no more, and take the connections that wait to be taken.
+
+        To close a listening socket resets those. A second handle keeps it open until none is left.
+        """
+        taken = []
+        if self._server is not None:
+            self._server.close()
+        if self._listening is not None:
+            self._listening.setblocking(False)
+            with self._listening, contextlib.suppress(OSError):
+                while True:
+                    taken.append(self._listening.accept()[0])
+            self._listening = None
+        loop = asyncio.get_running_loop()
+        for one in taken:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(
+                    lambda: ClientConnection(self.application.clients), one
+                )
+
     async def stop(self) -> None:
         """Stop now."""
         if self._server is not None:
             self._server.close()
+        if self._listening is not None:
+            self._listening.close()
         if left := len(self.application.clients.connections):
             log.warning("%d connections are cut off at the end", left)
         self.application.clients.abort()
@@ -123,6 +146,15 @@ class Router:
         await self.application.replicas.close()
         await asyncio.sleep(0)
         self.stopped.set()
+
+
+def _listen(config: RouterConfig) -> socket.socket:
+    """A socket that listens. Raises OSError."""
+    found = socket.getaddrinfo(
+        config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    family, _, _, _, address = found[0]
+    return socket.create_server((address[0], config.port), family=family, backlog=_BACKLOG)
 
 
 def _reload(router: Router) -> None:

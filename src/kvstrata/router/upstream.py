@@ -65,6 +65,7 @@ class EngineConnection(asyncio.Protocol):
         self._complete = False
         self._until_close = False
         self._keep = False
+        self._last = False
         self.used = False
         self.idle_since = 0.0
         self.answered = False
@@ -73,12 +74,15 @@ class EngineConnection(asyncio.Protocol):
         """Connected."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
-    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
-        """Send one request; `head` ends with the blank line. The answer goes to `receiver`."""
+    def send(self, head: bytes, body: bytes, receiver: Receiver, *, last: bool = False) -> None:
+        """Send one request, perhaps the last one; `head` ends with the blank line.
+
+        The answer goes to `receiver`.
+        """
         assert self._receiver is None and self._transport is not None
         self._receiver = receiver
         self._headers, self._complete, self._until_close = [], False, False
-        self.answered = False
+        self.answered, self._last = False, last
         self._transport.writelines([head, body])
 
     @property
@@ -176,7 +180,7 @@ class EngineConnection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for
             return
         self.used = True
-        if self._keep and not self._until_close:
+        if self._keep and not self._until_close and not self._last:
             self._pool.give_back(self)
         elif self._transport is not None:
             self._transport.close()

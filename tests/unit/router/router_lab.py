@@ -99,10 +99,11 @@ class Wire:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         got = Got(int(head[0].split(" ")[1]), headers, b"")
+        pieces: list[bytes] = []
         try:
             if headers.get("transfer-encoding") == "chunked":
                 while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                    got.body += (await self.reader.readexactly(size + 2))[:-2]
+                    pieces.append((await self.reader.readexactly(size + 2))[:-2])
                 await self.reader.readexactly(2)
             elif "content-length" in headers:
                 got.body = await self.reader.readexactly(int(headers["content-length"]))
@@ -110,6 +111,7 @@ class Wire:
                 got.body = await self.reader.read()
         except asyncio.IncompleteReadError:
             got.whole = False
+        got.body = got.body or b"".join(pieces)
         return got
 
     async def closed(self) -> bool:
