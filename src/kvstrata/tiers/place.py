@@ -50,14 +50,28 @@ def _claim(path: Path) -> None:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}")
     try:
         temporary.write_bytes(name)
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links: readers wait for the whole line
-        with contextlib.suppress(FileExistsError), path.open("xb") as file:
-            file.write(name)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            _write_new(path, name)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, name: bytes) -> None:
+    """For file systems without links: readers may see the file before its line is there, and wait."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return
+    try:
+        with file:
+            file.write(name)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _read(path: Path) -> str | None:
