@@ -9,6 +9,7 @@ from kvstrata import __version__
 from kvstrata.cli import console
 from kvstrata.cli.clearing import clear
 from kvstrata.cli.doctor import doctor
+from kvstrata.cli.fleet import fleet
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
 from kvstrata.cli.route import route
@@ -62,6 +63,7 @@ app.command()(clear)
 app.command()(options)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
+app.add_typer(fleet, name="fleet")
 
 
 if __name__ == "__main__":

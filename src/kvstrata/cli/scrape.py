@@ -48,9 +48,7 @@ def ask(url: str) -> ReplicaFacts:
     Raises:
         ConfigError: `url` is no address of a server.
     """
-    base = url.rstrip("/").removesuffix("/v1")
-    if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"--url takes an address such as http://127.0.0.1:8000; got {url!r}")
+    base = _base(url)
     try:
         metrics = _get(f"{base}/metrics").decode(errors="replace")
         listed = json.loads(_get(f"{base}/v1/models"))["data"]
@@ -93,6 +91,23 @@ def read(url: str, metrics: str, models: tuple[str, ...], root: str) -> ReplicaF
         stuck=sum(counts.get("stuck_threads", {}).values()),
         tokens=counts.get("tokens_total", {}),
     )
+
+
+def fetch_metrics(url: str) -> str:
+    """Text of the metrics of the engine at `url`.
+
+    Raises:
+        ConfigError: `url` is no address of a server.
+        OSError: the engine cannot be asked.
+    """
+    return _get(f"{_base(url)}/metrics").decode(errors="replace")
+
+
+def _base(url: str) -> str:
+    base = url.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise ConfigError(f"--url takes an address such as http://127.0.0.1:8000; got {url!r}")
+    return base
 
 
 def _get(url: str) -> bytes:
