@@ -31,13 +31,13 @@ BLOCKS = {
     "llama4": 90,
     "granite-4-h": 40,
     "llama": 30,
-    "gemma3-5to1": 60,
-    "gemma3-w1024": 90,
+    "gemma3-5to1": 125,
+    "gemma3-w1024": 125,
     "gpt-oss": 40,
     "mistral": 30,
-    "cohere2": 60,
-    "qwen3-next": 40,
-    "qwen3.5": 40,
+    "cohere2": 90,
+    "qwen3-next": 50,
+    "qwen3.5": 50,
     "mamba2": 40,
     "falcon-h1": 40,
     "nemotron-h": 40,
@@ -48,6 +48,8 @@ QUICK = ["gemma3-1to1", "gemma4", "llama4", "granite-4-h"]
 RESULTS = Path(__file__).resolve().parents[2] / "build" / "predictions"
 """How many requests were predicted, and from where they were served, for whoever wants to see it."""
 LONGEST = 2100
+EDGES = (1536, 1537, 768, 0)
+"""Lengths on the edges of blocks of any size, and 0 for any other."""
 SETTLED_SECONDS = 20.0
 
 
@@ -118,7 +120,7 @@ def script(length: int) -> list[list[int]]:
     prompts = [stream[: choose.randrange(900, LONGEST)] for stream in streams]
     while len(prompts) < length:
         before = choose.choice(prompts)
-        match choose.randrange(6):
+        match choose.randrange(7):
             case 0 | 1:  # again
                 prompts.append(before)
             case 2:  # goes on
@@ -129,7 +131,8 @@ def script(length: int) -> list[list[int]]:
                 end = prompt_ids(choose.randrange(1, 900), seed=choose.randrange(100))
                 prompts.append((before[:parting] + end)[:LONGEST])
             case _:
-                prompts.append(choose.choice(streams)[: choose.randrange(40, LONGEST)])
+                edge = choose.choice(EDGES)
+                prompts.append(choose.choice(streams)[: edge or choose.randrange(40, LONGEST)])
     return prompts
 
 

@@ -34,6 +34,8 @@ from kvstrata.wire.batches import decode, low_bits
 from kvstrata.wire.contents import Contents
 
 MAX_TOKENS = 4096
+ANSWER = 7
+"""The only token that these engines ever say."""
 HASH = get_hash_fn_by_name("sha256")
 init_none_hash(HASH)
 
@@ -166,7 +168,7 @@ class EngineCache:
         self.manager.new_step_starts()
         for request in list(self.running):
             if request.num_computed_tokens == request.num_tokens:
-                request.append_output_token_ids(7)
+                request.append_output_token_ids(ANSWER)
             count = min(budget, request.num_tokens - request.num_computed_tokens)
             count = self._split(request, count, 0)
             if count and self.manager.allocate_slots(request, count) is None:
@@ -190,6 +192,16 @@ class EngineCache:
         there = self.manager.block_pool.num_gpu_blocks - 1
         self.manager.evict_blocks({1 + (which + step) % there for step in (0, 5, 11, 23)})
         self.settle()
+
+    def lose(self, place: tuple[int, int, int, int]) -> None:
+        """Blocks of one group of a running request leave the cache: which request, group, first, many."""
+        which, group, first, many = place
+        if self.running:
+            request = self.running[which % len(self.running)]
+            blocks = self.manager.get_block_ids(request.request_id)[group % len(self.layout.groups)]
+            first %= len(blocks) or 1
+            self.manager.evict_blocks(set(blocks[first : first + many]) - {0})
+            self.settle()
 
     def reset(self) -> None:
         """The cache is emptied, if nothing runs."""

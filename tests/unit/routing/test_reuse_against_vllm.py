@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.routing.engine_cache import EngineCache, Group, Layout
+from tests.unit.routing.engine_cache import ANSWER, EngineCache, Group, Layout
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 """Factor for a longer search than a change has to wait for."""
@@ -81,6 +81,10 @@ actions = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 60)),
     st.tuples(st.just("finish"), st.integers(0, 7)),
     st.tuples(st.just("evict"), st.integers(0, 99)),
+    st.tuples(
+        st.just("lose"),
+        st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 23), st.integers(1, 3)),
+    ),
     st.tuples(st.sampled_from(["reset", "drain"]), st.just(0)),
 )
 
@@ -117,7 +121,7 @@ def run(engine: EngineCache, script, probes) -> int:
         hits += sum(compare(engine, prompt) > 0 for prompt in seen[-3:])
     for prompt in seen:
         for length in {len(prompt), len(prompt) + 1, len(prompt) + 13, max(len(prompt) - 5, 1)}:
-            more = prompt[:length] + [9] * (length - len(prompt))
+            more = prompt[:length] + [ANSWER] * (length - len(prompt))
             hits += compare(engine, more) > 0
     return hits
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kvstrata.chunks.key import group_of
+from kvstrata.chunks.key import group_of, make_key
 from kvstrata.routing.boundary import last_hash
 from kvstrata.routing.reuse import Reached, reach
 from kvstrata.routing.shape import ModelShape
@@ -13,6 +13,7 @@ from kvstrata.tiering.planner import plan_load
 from tests.unit.vllm_plugin.test_planner_against_vllm import (
     BLOCK,
     cases,
+    group_config,
     shape_of,
     vllm_answer,
 )
@@ -64,6 +65,20 @@ def shape_for(geometries) -> ModelShape:
 @settings(max_examples=2000)
 @given(contents())
 def test_loads_are_the_connectors(case) -> None:
+    check(case)
+
+
+def test_a_boundary_inside_a_chunk_asks_for_a_longer_window_than_one_at_its_end() -> None:
+    """A window that reaches back one block: two before token 63, one before token 48."""
+    configs = [group_config(0, "full", 0, BLOCK, 1), group_config(1, "window", BLOCK + 1, BLOCK, 1)]
+    keys = [[make_key(bytes([i]) * 16, group) for i in range(4)] for group in range(2)]
+    assert check((1, configs, keys, {*keys[0], keys[1][2]}, set(), 64, 0, None)) == 48
+    assert check((1, configs, keys, {*keys[0], keys[1][3]}, set(), 64, 0, None)) == 0
+    assert check((1, configs, keys, {*keys[0], *keys[1][2:]}, set(), 64, 0, None)) == 63
+
+
+def check(case) -> int:
+    """The rule, the planner and vLLM agree; where."""
     per_chunk, configs, keys, memory, storage, tokens, computed, cap = case
     request = shape_of(configs, per_chunk, keys, tokens, computed, cap)
     geometries = [group.geometry for group in request.groups]
@@ -82,6 +97,7 @@ def test_loads_are_the_connectors(case) -> None:
         )
         assert found.tokens == boundary == plan.boundary
         assert loads_of(found) == needs_of(plan, geometries, memory)
+    return found.tokens
 
 
 def loads_of(found: Reached) -> dict:
