@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from kvstrata.fleet.table import Numbers, Table, Words
-from kvstrata.wire.batches import Batch, Cleared, Stored
+from kvstrata.wire.batches import Batch, Cleared
 from kvstrata.wire.snapshot import Place
 
 GROUPS = 48
@@ -99,24 +99,13 @@ class FleetIndex:
     def apply(self, replica: int, batch: Batch) -> None:
         """Follow one batch of a replica's events."""
         assert replica in self._names
-        # Events of different places do not depend on each other, so each place's make long runs.
-        runs: dict[tuple[str, int, str | None], tuple[bool, list[int]]] = {}
-        for event in batch.events:
-            kind = type(event)
-            if kind is Cleared:
-                self._apply_runs(replica, runs)
+        for run in batch.runs():
+            if isinstance(run, Cleared):
                 self._forget(replica, (DEVICE,))
-                continue
-            stored = kind is Stored
-            where = (event.medium, event.group, event.owner)  # type: ignore[union-attr]
-            run = runs.get(where)
-            if run is not None and run[0] is stored:
-                run[1].extend(event.hashes)  # type: ignore[union-attr]
-                continue
-            if run is not None:
-                self._apply_run(replica, where, *run)
-            runs[where] = stored, list(event.hashes)  # type: ignore[union-attr]
-        self._apply_runs(replica, runs)
+            elif run.stored:
+                self._store(replica, (run.medium, run.group, run.owner), run.hashes)
+            else:
+                self._take(replica, (run.medium, run.group, run.owner), run.hashes)
 
     def restore(self, replica: int, held: Mapping[Place, tuple[Words, Words]]) -> None:
         """Replace what the replica itself holds; what owners hold is added to.
@@ -147,19 +136,6 @@ class FleetIndex:
                 for group in np.flatnonzero(totals).tolist():
                     found[Place("STORAGE", group, name)] = int(totals[group])
         return found
-
-    def _apply_runs(
-        self, replica: int, runs: dict[tuple[str, int, str | None], tuple[bool, list[int]]]
-    ) -> None:
-        for where, run in runs.items():
-            self._apply_run(replica, where, *run)
-        runs.clear()
-
-    def _apply_run(
-        self, replica: int, where: tuple[str, int, str | None], stored: bool, values: Sequence[int]
-    ) -> None:
-        hashes = np.fromiter(values, np.uint64, len(values))
-        (self._store if stored else self._take)(replica, where, hashes)
 
     def _store(self, replica: int, where: tuple[str, int, str | None], hashes: Words) -> None:
         found = self._locate(replica, where)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.fleet.compiled import compiled, part, prefetch
+from kvstrata.compiled import compiled, part, prefetch
 
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]

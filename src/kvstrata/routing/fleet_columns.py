@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.fleet.compiled import lowest_bit, part, prefetch
+from kvstrata.compiled import lowest_bit, part, prefetch
 from kvstrata.fleet.index import DEVICE, GROUPS, MEMORY, SHARED, STORAGE
 from kvstrata.fleet.table import Numbers, Words, find, home, key_of, mask_word
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.fleet.compiled import compiled, lowest_bit, part
+from kvstrata.compiled import compiled, lowest_bit, part
 from kvstrata.fleet.table import Numbers, Words
 from kvstrata.routing.fleet_columns import (
     ALIGNMENT,
