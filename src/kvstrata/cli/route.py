@@ -33,7 +33,9 @@ def route(
         from kvstrata.router.config import read_config
         from kvstrata.router.service import run
     except ModuleNotFoundError as error:
-        raise ConfigError(f"kvstrata route needs {error.name}: install kvstrata[router]") from None
+        raise ConfigError(
+            f"kvstrata route needs {error.name}, which vLLM's own server installs: install it here too"
+        ) from None
 
     changes = {"host": host, "port": port, "policy": policy}
     addresses = list(replica or [])

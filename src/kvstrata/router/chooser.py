@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kvstrata.errors import ConfigError
 from kvstrata.router.asking import Asked
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
-from kvstrata.routing.simple import LeastLoaded, RoundRobin, SessionHash
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +115,3 @@ def candidate(replica: Replica) -> Candidate:
         in_flight=replica.in_flight,
         in_flight_tokens=replica.tokens,
     )
-
-
-_POLICIES: Mapping[str, type[RoundRobin] | type[LeastLoaded] | type[SessionHash]] = {
-    one.name: one for one in (LeastLoaded, RoundRobin, SessionHash)
-}
-
-
-def policy_named(name: str) -> Policy:
-    """A new policy. Raises ConfigError for a name that is not known."""
-    try:
-        return _POLICIES[name]()
-    except KeyError:
-        raise ConfigError(f"policy {name!r:.100}: known are {', '.join(_POLICIES)}") from None

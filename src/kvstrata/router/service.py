@@ -12,9 +12,10 @@ import uvloop
 
 from kvstrata.errors import ConfigError
 from kvstrata.router.application import Application
-from kvstrata.router.chooser import Chooser, PolicyChooser, policy_named
+from kvstrata.router.chooser import Chooser, PolicyChooser
 from kvstrata.router.config import RouterConfig, only_at_start
 from kvstrata.router.downstream import ClientConnection
+from kvstrata.routing.policies import make_policy
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Router:
         self._listening: socket.socket | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
-        chooser = chooser or PolicyChooser(policy_named(config.policy))
+        chooser = chooser or PolicyChooser(make_policy(config.policy))
         self.application = Application(lambda: self.config, chooser, self.reload)
 
     @property

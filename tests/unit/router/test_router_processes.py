@@ -217,7 +217,7 @@ def test_what_the_command_cannot_use_is_told_in_one_line(tmp_path: Path) -> None
 
     assert "--replica" in told()
     assert "without a path" in told("--replica", "http://127.0.0.1:1/v1")
-    assert "known are" in told("--replica", "http://127.0.0.1:1", "--policy", "best")
+    assert "least-loaded" in told("--replica", "http://127.0.0.1:1", "--policy", "best")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "cannot listen" in told("--replica", "http://127.0.0.1:1", "--port", port)
