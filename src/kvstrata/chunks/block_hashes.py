@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -192,6 +192,19 @@ class BlockHasher:
         return found
 
 
+def low_bits(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    """The low 64 bits of block hashes of one length, as uint64 (n,)."""
+    if not hashes:
+        return np.empty(0, np.uint64)
+    words = np.frombuffer(b"".join(hashes), ">u8").reshape(len(hashes), -1)
+    return words[:, -1].astype(np.uint64)
+
+
+class _Segment(NamedTuple):
+    hashes: list[bytes]
+    keys: npt.NDArray[np.uint64]
+
+
 class KnownPrefixes:
     """Remembers the hashes of prompts, so that a prefix seen before is not hashed again.
 
@@ -209,7 +222,7 @@ class KnownPrefixes:
         assert capacity > 0
         self._hasher = hasher
         self._capacity = capacity
-        self._segments: OrderedDict[bytes, list[bytes]] = OrderedDict()
+        self._segments: OrderedDict[bytes, _Segment] = OrderedDict()
         self._key = np.random.default_rng().bytes(16)
 
     def __len__(self) -> int:
@@ -224,10 +237,54 @@ class KnownPrefixes:
         media: Sequence[Media] = (),
     ) -> list[bytes]:
         """See `BlockHasher.hashes`; equal to it."""
+        known, rest = self._find(tokens, lora, salt, media)
+        return [value for segment in known for value in segment.hashes] + rest
+
+    def keys(
+        self,
+        tokens: npt.ArrayLike,
+        *,
+        lora: tuple[str, str] | None = None,
+        salt: str | None = None,
+        media: Sequence[Media] = (),
+    ) -> npt.NDArray[np.uint64]:
+        """The low 64 bits of each hash, as uint64 (blocks,): how events name blocks. See `hashes`."""
+        known, rest = self._find(tokens, lora, salt, media)
+        return np.concatenate([*(segment.keys for segment in known), low_bits(rest)])
+
+    def _find(
+        self,
+        tokens: npt.ArrayLike,
+        lora: tuple[str, str] | None,
+        salt: str | None,
+        media: Sequence[Media],
+    ) -> tuple[list[_Segment], list[bytes]]:
+        """Segments that are known, and the hashes behind them."""
         ids = _as_tokens(tokens)
         step = self._hasher.block_tokens * self.SEGMENT
-        running = xxhash.xxh3_128(self._key + pickle.dumps((lora, salt)))
-        found: list[bytes] = []
+        names = self._names(ids, step, pickle.dumps((lora, salt)), media)
+        known: list[_Segment] = []
+        for name in names:
+            segment = self._segments.get(name)
+            if segment is None:
+                break
+            self._segments.move_to_end(name)
+            known.append(segment)
+        done = len(known)
+        parent = known[-1].hashes[-1] if known else None
+        ahead = [replace(item, offset=item.offset - done * step) for item in media]
+        rest = self._hasher.hashes(
+            ids[done * step :], lora=lora, salt=salt, media=ahead, parent=parent
+        )
+        for index, name in enumerate(names[done:]):
+            hashes = rest[index * self.SEGMENT : (index + 1) * self.SEGMENT]
+            self._segments[name] = _Segment(hashes, low_bits(hashes))
+        while len(self._segments) > self._capacity:
+            self._segments.popitem(last=False)
+        return known, rest
+
+    def _names(self, ids: Tokens, step: int, request: bytes, media: Sequence[Media]) -> list[bytes]:
+        running = xxhash.xxh3_128(self._key + request)
         names = []
         for end in range(step, len(ids) + 1, step):
             running.update(ids[end - step : end].data)
@@ -235,24 +292,7 @@ class KnownPrefixes:
                 if end - step <= item.offset < end:
                     running.update(pickle.dumps((item.identifier, item.offset, item.length)))
             names.append(running.digest())
-        known = 0
-        for name in names:
-            segment = self._segments.get(name)
-            if segment is None:
-                break
-            self._segments.move_to_end(name)
-            found += segment
-            known += 1
-        rest = ids[known * step :]
-        parent = found[-1] if found else None
-        ahead = [replace(item, offset=item.offset - known * step) for item in media]
-        found += self._hasher.hashes(rest, lora=lora, salt=salt, media=ahead, parent=parent)
-        for index in range(known, len(names)):
-            low = index * self.SEGMENT
-            self._segments[names[index]] = found[low : low + self.SEGMENT]
-        while len(self._segments) > self._capacity:
-            self._segments.popitem(last=False)
-        return found
+        return names
 
 
 def _as_tokens(tokens: npt.ArrayLike) -> Tokens:

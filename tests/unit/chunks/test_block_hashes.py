@@ -78,7 +78,10 @@ def test_known_prefixes_change_nothing_but_the_time(data) -> None:
         prompt[cut:] = data.draw(st.integers(0, 3))
         prompt = prompt[: data.draw(st.integers(0, len(base)))]
         salt = data.draw(st.sampled_from([None, "a", "b"]))
-        assert known.hashes(prompt, salt=salt) == hasher.hashes(prompt, salt=salt)
+        hashes = hasher.hashes(prompt, salt=salt)
+        keys = known.keys(prompt, salt=salt)
+        assert keys.tolist() == [int.from_bytes(value[-8:], "big") for value in hashes]
+        assert known.hashes(prompt, salt=salt) == hashes
         assert len(known) <= known._capacity
 
 
