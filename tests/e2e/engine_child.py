@@ -4,6 +4,7 @@
 `… --fork SOCKET` forks one for each connection. See `engine.py` for the other side.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib
@@ -168,6 +169,21 @@ class Child:
         publisher = self._scheduler().kv_event_publisher
         publisher._event_queue.join()
         return publisher._buffer[-1][0] if publisher._buffer else -1
+
+    def device_blocks(self) -> list[list[int]]:
+        """Group, low 64 bits of the hash and count of each block that the device's cache can give."""
+        from vllm.v1.core.kv_cache_utils import get_block_hash, get_group_id
+
+        pool = self._scheduler().kv_cache_manager.block_pool
+        keys = [block.block_hash for block in pool.blocks if block.block_hash is not None]
+        found = collections.Counter(
+            (get_group_id(key), int.from_bytes(get_block_hash(key)[-8:], "big")) for key in keys
+        )
+        return [[group, value, count] for (group, value), count in found.items()]
+
+    def memory_chunks(self) -> list[str]:
+        """Keys of the chunks that the memory tier can give, hexadecimal."""
+        return [key.hex() for key in self._scheduler().connector._manager.cache.memory.scan()]
 
     def shape(self) -> dict[str, Any]:
         """Sizes of the engine's groups, as the connector knows them."""
