@@ -14,7 +14,7 @@ from engine import Engine
 
 from kvstrata.cli.fleet_following import explanations
 from kvstrata.events.stream import Trust
-from kvstrata.fleet.fleet import Fleet
+from kvstrata.fleet.fleet import Fleet, warm
 from kvstrata.fleet.replica import Address
 from kvstrata.wire.snapshot import Place
 from lab.models import prompt_ids
@@ -35,6 +35,7 @@ def ends() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def fleets() -> Iterator[Callable[[dict[str, str]], Fleet]]:
     made: list[Fleet] = []
+    warm()
 
     def begin(ends: dict[str, str]) -> Fleet:
         made.append(Fleet())

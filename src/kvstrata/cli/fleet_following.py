@@ -12,7 +12,7 @@ from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.cli import console, fleet_view
 from kvstrata.cli.fleet_places import Tokens, addresses, prompt
 from kvstrata.events.stream import Trust
-from kvstrata.fleet.fleet import Fleet
+from kvstrata.fleet.fleet import Fleet, warm
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.fleet.membership import held_of
 from kvstrata.fleet.replica import Rank
@@ -28,6 +28,7 @@ __all__ = ["all_synced", "explanations", "following", "prompt", "settle", "show"
 @contextmanager
 def following(replicas: Sequence[str], urls: Sequence[str], topic: str) -> Iterator[Fleet]:
     """A fleet that follows what was named; see `addresses`."""
+    warm()
     followed = Fleet()
     try:
         for address in addresses(replicas, urls, topic):

@@ -11,7 +11,7 @@ from typing import Protocol
 from kvstrata.events.connection import Feed
 from kvstrata.events.stream import Action, Apply, Ask, Replay, Reset, Stream, Trust
 from kvstrata.wire import batches, snapshot
-from kvstrata.wire.batches import Batch, Removed, Stored, WireError
+from kvstrata.wire.batches import Batch, WireError
 from kvstrata.wire.snapshot import ANSWER, END, Question, Snapshot
 
 LARGEST_SEQUENCE = 1 << 62
@@ -325,9 +325,7 @@ class Follower:
         self._malformed += batch.skipped
         self._batches += 1
         self._events += len(batch.events)
-        for event in batch.events:
-            if isinstance(event, Stored | Removed):
-                self._blocks += len(event.hashes)
+        self._blocks += batch.blocks
         self._nbytes += len(action.payload)
         self._sink.apply(self._feed, batch, action.payload)
 

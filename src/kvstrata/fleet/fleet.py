@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from kvstrata.clock import Clock, MonotonicClock
 from kvstrata.events.connection import Feed
 from kvstrata.events.follower import Limits, Status
@@ -14,10 +16,24 @@ from kvstrata.fleet.findings import Finding, compare
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.fleet.index import FleetIndex
 from kvstrata.fleet.replica import Address, Rank, Replica
-from kvstrata.wire.batches import Batch
+from kvstrata.wire.batches import Batch, Cleared, Event, Removed, Stored, decode
 from kvstrata.wire.snapshot import EngineFacts, Snapshot
 
+_WARMING: tuple[Event, ...] = (
+    Stored([1, 2], None, 0, 0, "GPU", 0),
+    Removed([1], "GPU", 0),
+    Cleared(),
+)
 _ORDER = (Trust.STALE, Trust.CATCHING_UP, Trust.SYNCED)
+
+
+def warm() -> None:
+    """Compile what takes events in, or load it: seconds, the first time, that no engine waits for."""
+    index = FleetIndex()
+    replica = index.add("warm")
+    index.apply(replica, decode(msgspec.msgpack.encode([0.0, [{"type": "AllBlocksCleared"}]])))
+    index.apply(replica, Batch(0.0, 0, list(_WARMING), 0))
+    index.remove(replica)
 
 
 class Fleet:
@@ -41,6 +57,7 @@ class Fleet:
 
     def start(self) -> None:
         """Follow in a thread of its own, until `stop`."""
+        warm()
         self._subscriber.start()
 
     def poll(self, seconds: float) -> None:

@@ -17,10 +17,11 @@ from kvstrata.wire.samples import first_block
 from kvstrata.wire.snapshot import EngineFacts
 
 LOOKED_AT = 64
-"""First batches of a life that are looked at for what they tell of groups, and then every so many."""
+"""First batches of a life that are looked at for what they tell, and then every so many."""
 SAMPLES = 3
-"""First blocks of a life that are hashed anew, and then one in so many batches:"""
+"""First blocks of a life that are hashed anew at the first opportunity."""
 SAMPLED = 4096
+"""Batches after which another one is; a multiple of `LOOKED_AT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,13 @@ class Rank:
             known: recipes of the rest of the fleet.
         """
         self._batches += 1
-        if self.told is None and (self._batches <= LOOKED_AT or self._batches % LOOKED_AT == 0):
+        # Events become objects only here: most batches are passed over.
+        if self._batches > LOOKED_AT and self._batches % LOOKED_AT:
+            return
+        if self.told is None:
             self._learned.look(batch)
-        if (self.sampled < SAMPLES or self._batches % SAMPLED == 0) and _begins_a_prompt(batch):
+        due = self.sampled < SAMPLES or self._batches % SAMPLED == 0
+        if due and _begins_a_prompt(batch):
             self._sample(payload, known)
 
     def findings(self) -> Iterable[Finding]:
