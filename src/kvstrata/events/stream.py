@@ -159,14 +159,14 @@ class Stream:
 
         What is synced stays so while it is under way. What is stale is mended if it can be.
         """
-        if self._away or self._deaf or self._question is not None or self._catching:
+        if self._away or not self._askable or self._question is not None or self._catching:
             return []
         if self._speaks:
             if self._lost:
                 return self._ask(Ask(Question.SNAPSHOT))
             if self._promised >= self.expected:
                 return self._ask_replay(self._missing(self._promised))
-        if self._speaks is False:
+        if self._speaks is False and not self._lost and not self._deaf:
             return self._ask_replay()
         return self._ask(Ask(Question.STATE))
 
@@ -251,6 +251,7 @@ class Stream:
             if self.epoch is None:
                 return self._ask_replay("" if quiet else "batches since the last one are asked for")
             return self._restart("the engine runs without kvstrata now")
+        self._deaf = ""
         if header.epoch != self.epoch:
             actions: list[Action] = []
             if self.epoch is not None or self.expected:
@@ -368,7 +369,9 @@ class Stream:
         self._asked = frozenset(self._held)
         self._expected_then = self.expected
         self._replayed = -1
-        return self.failed(self._deaf) if self._deaf else [question]
+        if self._deaf and (isinstance(question, Replay) or not self._askable):
+            return self.failed(self._deaf)
+        return [question]
 
     def _apply(self, sequence: int, payload: bytes) -> Apply:
         self.expected = sequence + 1
