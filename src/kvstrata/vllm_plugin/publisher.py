@@ -17,7 +17,7 @@ from vllm.distributed.kv_events import EventPublisherFactory, ZmqEventPublisher
 from vllm.logger import init_logger
 from vllm.utils.network_utils import get_ip
 
-from kvstrata.wire.batches import WireError, decode
+from kvstrata.wire.batches import WireError, decode_any
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import (
     ANSWER,
@@ -83,7 +83,7 @@ class Ring(deque[tuple[int, bytes]]):
         super().append(batch)
         self.sequence, payload = batch
         try:
-            self.contents.apply(decode(payload))
+            self.contents.apply(decode_any(payload))
         except WireError as error:
             self._unreadable(str(error))
         except Exception:  # boundary: whatever a batch holds, the publisher goes on

@@ -9,17 +9,14 @@ What engines publish by far the most is read without an object for each event (`
 is the fast way to its blocks, `Batch.events` makes the objects when they are asked for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
-from typing import overload
+from functools import cache
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-
-from kvstrata.wire import scan
 
 MAX_BYTES = 64 << 20
 """Longest payload that is looked at."""
@@ -97,6 +94,24 @@ class Run:
     owner: str | None
 
 
+_Where = tuple[str, int, str | None]
+Piece = tuple[_Where, bool, npt.NDArray[np.uint64]] | None
+"""Blocks that stored or removed events name at a place; None for `Cleared`."""
+
+
+class EventsOnDemand(Sequence[Event]):
+    """Events whose objects are made when they are asked for."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """Blocks that they name."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Piece]:
+        """Neighbouring events of one kind and place at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One published batch.
@@ -116,13 +131,14 @@ class Batch:
     @property
     def blocks(self) -> int:
         """Blocks that its events name."""
-        if isinstance(self.events, _Scanned):
-            return len(self.events.scanned.hashes)
+        if isinstance(self.events, EventsOnDemand):
+            return self.events.blocks
         return sum(len(event.hashes) for event in self.events if not isinstance(event, Cleared))
 
     def runs(self) -> Iterator[Run | Cleared]:
         """The same as long runs of blocks. Only the order at one place, and around `Cleared`, is kept."""
-        pieces = self.events.pieces() if isinstance(self.events, _Scanned) else _pieces(self.events)
+        events = self.events
+        pieces = events.pieces() if isinstance(events, EventsOnDemand) else _pieces(events)
         open_runs: dict[_Where, tuple[bool, list[npt.NDArray[np.uint64]]]] = {}
         for piece in pieces:
             if piece is None:
@@ -141,86 +157,17 @@ class Batch:
         yield from (_run(where, *run) for where, run in open_runs.items())
 
 
-_Where = tuple[str, int, str | None]
-_Piece = tuple[_Where, bool, npt.NDArray[np.uint64]] | None
-"""Blocks that stored or removed events name at a place; None for `Cleared`."""
-
-
 def _run(where: _Where, stored: bool, hashes: list[npt.NDArray[np.uint64]]) -> Run:
     return Run(stored, hashes[0] if len(hashes) == 1 else np.concatenate(hashes), *where)
 
 
-def _pieces(events: Iterable[Event]) -> Iterator[_Piece]:
+def _pieces(events: Iterable[Event]) -> Iterator[Piece]:
     for event in events:
         if isinstance(event, Cleared):
             yield None
             continue
         hashes = np.fromiter(event.hashes, np.uint64, len(event.hashes))
         yield (event.medium, event.group, event.owner), isinstance(event, Stored), hashes
-
-
-class _Scanned(Sequence[Event]):
-    """Events of a batch that was read by `scan`: objects only for who asks."""
-
-    def __init__(self, payload: bytes, scanned: scan.Scanned) -> None:
-        self.scanned = scanned
-        self._payload = payload
-
-    def __len__(self) -> int:
-        return len(self.scanned.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Event: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Event]: ...
-    def __getitem__(self, index: int | slice) -> Event | Sequence[Event]:
-        return self._made[index]
-
-    def pieces(self) -> Iterator[_Piece]:
-        """Neighbouring events of one kind and place at once."""
-        rows = self.scanned.rows
-        for low, high in pairwise(scan.mark_runs(self._payload, rows)):
-            first = rows[low].tolist()
-            if first[scan.KIND] == scan.CLEARED:
-                yield from [None] * (high - low)
-                continue
-            hashes = self.scanned.hashes[first[scan.HASHES] : int(rows[high - 1, scan.HASHES_END])]
-            medium = self._text(first, scan.MEDIUM) or "GPU"
-            where = medium, first[scan.GROUP], self._text(first, scan.OWNER)
-            yield where, first[scan.KIND] == scan.STORED, hashes
-
-    @cached_property
-    def _made(self) -> list[Event]:
-        parents = self.scanned.parents.tolist()
-        rows = self.scanned.rows.tolist()
-        return [self._event(row, parent) for row, parent in zip(rows, parents, strict=True)]
-
-    def _event(self, row: list[int], parent: int) -> Event:
-        if row[scan.KIND] == scan.CLEARED:
-            return Cleared()
-        hashes = self.scanned.hashes[row[scan.HASHES] : row[scan.HASHES_END]].tolist()
-        medium = self._text(row, scan.MEDIUM) or "GPU"
-        locality, owner = self._text(row, scan.LOCALITY), self._text(row, scan.OWNER)
-        if row[scan.KIND] == scan.REMOVED:
-            return Removed(hashes, medium, row[scan.GROUP], locality, owner)
-        return Stored(
-            hashes,
-            parent if row[scan.HAS_PARENT] else None,
-            row[scan.TOKENS],
-            row[scan.BLOCK_TOKENS],
-            medium,
-            row[scan.GROUP],
-            self._text(row, scan.SPEC),
-            None if row[scan.WINDOW] < 0 else row[scan.WINDOW],
-            self._text(row, scan.LORA),
-            locality,
-            owner,
-        )
-
-    def _text(self, row: list[int], field: int) -> str | None:
-        if row[field + 1] < 0:
-            return None
-        return self._payload[row[field] : row[field] + row[field + 1]].decode("ascii")
 
 
 class WireError(ValueError):
@@ -294,14 +241,18 @@ def decode(payload: bytes) -> Batch:
     """
     if len(payload) > MAX_BYTES:
         raise WireError(f"{len(payload)} bytes; at most {MAX_BYTES} are looked at")
-    plain = scan.scan_batch(payload)
-    if plain is not None:
-        return Batch(plain.time, plain.rank, _Scanned(payload, plain), 0)
-    return decode_any(payload)
+    return _reader()(payload) or decode_any(payload)
+
+
+@cache
+def _reader() -> Callable[[bytes], Batch | None]:
+    from kvstrata.wire.scanned import read
+
+    return read
 
 
 def decode_any(payload: bytes) -> Batch:
-    """`decode` for batches that are not plain; slower, and equal for those that are.
+    """`decode` without compiled code: for batches that are not plain, and inside engines. Slower, and equal.
 
     Raises:
         WireError: as `decode`.

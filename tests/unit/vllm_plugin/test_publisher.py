@@ -1,5 +1,7 @@
 """vLLM's publisher in our form, over real sockets: snapshots, and replays exactly as vLLM's own."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -382,3 +384,11 @@ def test_many_blocks_come_in_slices_and_whole(make: Make) -> None:
     found, again = line.snapshot().held[GPU]
     assert np.array_equal(np.sort(found), np.sort(hashes))
     assert np.array_equal(np.sort(again), np.sort(hashes[:17]))
+
+
+def test_an_engine_does_not_load_compiled_code() -> None:
+    """vLLM's CPU build walks all that a process has loaded, and stumbles over numba's parts."""
+    modules = ("connector", "publisher", "announcer", "spec")
+    imports = "; ".join(f"import kvstrata.vllm_plugin.{name}" for name in modules)
+    code = f"import sys; {imports}; assert 'kvstrata.compiled' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
