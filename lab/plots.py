@@ -131,3 +131,40 @@ def groups(
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of `growth`: (size, milliseconds) from the smallest size on."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def growth(path: Path, panels: Sequence[Sequence[Line]], labels: Sequence[str]) -> None:
+    """How milliseconds grow with a size: one panel for each kind of size, logarithmic on both axes.
+
+    Args:
+        path: of the PNG.
+        panels: the lines of each panel.
+        labels: below each panel.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, every = pyplot.subplots(1, len(panels), figsize=(10, 4.2), squeeze=False)
+    for axes, lines, label in zip(every[0], panels, labels, strict=True):
+        for line, style in zip(lines, ("o-", "s-", "^--"), strict=False):
+            xs, ys = zip(*line.points, strict=True)
+            axes.plot(xs, ys, style, label=line.name, ms=5)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.tick_params(axis="x", rotation=30)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.set_xlabel(label)
+        axes.set_ylabel("ms")
+        axes.grid(True, which="major", alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

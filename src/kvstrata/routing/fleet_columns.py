@@ -62,12 +62,50 @@ def number(columns: Columns, what: int) -> Any:
 
 
 @part
-def is_held(columns: Columns, column: int, word: int, bit: Any, unit: Any) -> Any:
-    """Whether a replica (one bit of one word) holds a unit."""
-    if unit >= number(columns, ROOM):
-        return False
-    fill(columns, column, unit // SEGMENT)
-    return (columns.masks[column, word, unit] & bit) != _NONE
+def held_from(columns: Columns, column: int, word: int, bit: Any, low: int, high: int) -> Any:
+    """Where a replica's unbroken run of held units that begins at `low` ends, at most at `high`."""
+    masks, unit = columns.masks, low
+    room = min(high, number(columns, ROOM))
+    while unit < room:
+        fill(columns, column, unit // SEGMENT)
+        stop = min(room, (unit // SEGMENT + 1) * SEGMENT)
+        while unit < stop:
+            if (masks[column, word, unit] & bit) == _NONE:
+                return unit
+            unit += 1
+    return unit
+
+
+@part
+def held_until(columns: Columns, column: int, word: int, bit: Any, low: int, high: int) -> Any:
+    """Where a replica's unbroken run of held units that ends at `high` begins, at least at `low`."""
+    masks, unit = columns.masks, high
+    if unit > low and unit > number(columns, ROOM):
+        return unit  # nothing is known there, so nothing is held
+    while unit > low:
+        segment = (unit - 1) // SEGMENT
+        fill(columns, column, segment)
+        stop = max(low, segment * SEGMENT)
+        while unit > stop:
+            if (masks[column, word, unit - 1] & bit) == _NONE:
+                return unit
+            unit -= 1
+    return unit
+
+
+@part
+def count_held(columns: Columns, column: int, word: int, bit: Any, low: int, high: int) -> Any:
+    """How many units a replica holds from `low` to before `high`."""
+    masks, count, unit = columns.masks, 0, low
+    room = min(high, number(columns, ROOM))
+    while unit < room:
+        fill(columns, column, unit // SEGMENT)
+        stop = min(room, (unit // SEGMENT + 1) * SEGMENT)
+        while unit < stop:
+            if masks[column, word, unit] & bit:
+                count += 1
+            unit += 1
+    return count
 
 
 @part

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstrata.compiled import compiled, lowest_bit, part
+from kvstrata.fleet.index import GROUPS, MEMORY
 from kvstrata.fleet.table import Numbers, Words
 from kvstrata.routing.fleet_columns import (
     ALIGNMENT,
@@ -21,6 +22,7 @@ from kvstrata.routing.fleet_columns import (
     KIND,
     LOAD_CAP,
     LOCAL_KIND,
+    MEMBERS,
     NEED,
     ONCE,
     REACH,
@@ -30,8 +32,10 @@ from kvstrata.routing.fleet_columns import (
     UNIT,
     WINDOW,
     Columns,
+    count_held,
+    held_from,
+    held_until,
     holds_directly,
-    is_held,
     last_complete,
     number,
     run_ends,
@@ -128,10 +132,8 @@ def _device(columns: Columns, word: int, replica: int, runs: Numbers) -> Any:
                 current = min(current, full[column])
             elif kind == LOCAL_KIND:
                 window = columns.facts[column, WINDOW]
-                end = current // window * window // unit
-                while end < current // unit and is_held(columns, column, word, bit, end):
-                    end += 1
-                current = end * unit
+                start = current // window * window // unit
+                current = held_from(columns, column, word, bit, start, current // unit) * unit
             else:
                 current = last_complete(columns, column, word, bit, current // unit) * unit
         if current >= limit or number(columns, ONCE):
@@ -267,16 +269,13 @@ def _window(columns: Columns, column: int, word: int, bit: Any, limit: int, comp
     needed = need
     if columns.facts[column, REACH] >= 0:
         needed = max(-(-(columns.facts[column, REACH] + -limit % chunk) // chunk), 1)
-    unit = end - 1
-    while unit >= max(start, end - needed) and is_held(columns, column, word, bit, unit):
-        unit -= 1
-    if unit < max(start, end - needed):
+    first = max(start, end - needed)
+    unit = held_until(columns, column, word, bit, first, end) - 1
+    if unit < first:
         return limit
     whole = last_complete(columns, column, word, bit, unit)
-    run = start
-    while run < min(unit, start + need) and is_held(columns, column, word, bit, run):
-        run += 1
-    return max(whole, run, start) * chunk if max(whole, run) > start else computed
+    run = held_from(columns, column, word, bit, start, min(unit, start + need))
+    return max(whole, run) * chunk if max(whole, run) > start else computed
 
 
 @part
@@ -296,10 +295,11 @@ def _count(
         source = 0  # of the first chunk, which may be read in part
         if tiers == 1:
             memory = 0
-            for unit in range(start, end):
-                if is_held(columns, column, word, bit, unit):
-                    memory += 1
-            source = 0 if is_held(columns, column, word, bit, start) else 1
+            if columns.sums[MEMORY * GROUPS + columns.facts[column, MEMBERS]]:
+                memory = count_held(columns, column, word, bit, start, end)
+            source = 1
+            if memory:
+                source = 1 - count_held(columns, column, word, bit, start, start + 1)
         each = columns.facts[column, CHUNK_BLOCKS]
         blocks[tiers, 0, group, replica] = memory * each
         blocks[tiers, 1, group, replica] = (end - start - memory) * each
