@@ -99,13 +99,14 @@ def queries(rounds: int, rival: Rival | None) -> Samples:
         "reuse_memory_ms_3_groups": ask(BLOCKS, REPLICAS, 3, "warm", "CPU"),
         "reuse_storage_ms_3_groups": ask(BLOCKS, REPLICAS, 3, "warm", "STORAGE"),
     }
+    own = fleet.own_blocks(BLOCKS, REPLICAS)
     samples: Samples = {}
     for _ in range(rounds):
         for name, question in ours.items():
             samples.setdefault(name, []).append(question.seconds(20) * 1e3)
         for cut in (False, True) if rival else ():
             assert rival
-            rival("fill", blocks=BLOCKS, replicas=REPLICAS, cut=cut)
+            rival("fill", blocks=BLOCKS, replicas=REPLICAS, own=own, cut=cut)
             name = "dynamo_match_cut_ms" if cut else "dynamo_match_ms"
             samples.setdefault(name, []).append(rival("match", times=20) * 1e3)
     return samples
@@ -177,7 +178,7 @@ def grow(rounds: int, rival: Rival | None) -> tuple[Samples, Sequence[Sequence[L
         lines: dict[str, list[tuple[float, float]]] = {}
         for blocks, replicas in sizes:
             x = blocks if axis == "blocks" else replicas
-            times = 1 if blocks * replicas > RIVALS_MOST else 10
+            times = 1 if blocks > BLOCKS * 4 else 10
             for groups in (1, 3):
                 question = fleet.question(blocks, replicas, groups)
                 found = [question.seconds(times) * 1e3 for _ in range(rounds)]
@@ -185,7 +186,8 @@ def grow(rounds: int, rival: Rival | None) -> tuple[Samples, Sequence[Sequence[L
                 name = "kvstrata, full attention" if groups == 1 else "kvstrata, three kinds"
                 lines.setdefault(name, []).append((x, statistics.median(found)))
             if rival and blocks * replicas <= RIVALS_MOST:
-                rival("fill", blocks=blocks, replicas=replicas, cut=False)
+                own = fleet.own_blocks(blocks, replicas)
+                rival("fill", blocks=blocks, replicas=replicas, own=own, cut=False)
                 found = [rival("match", times=times) * 1e3 for _ in range(rounds)]
                 samples[f"{axis} {x}, dynamo"] = found
                 lines.setdefault("Dynamo, full attention", []).append((x, statistics.median(found)))

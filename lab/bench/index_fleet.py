@@ -61,13 +61,18 @@ class Question:
         return spent
 
 
+def own_blocks(blocks: int, replicas: int) -> int:
+    """Blocks that each replica holds besides the prompt: at most half a million in the fleet."""
+    return min(blocks, (1 << 19) // replicas)
+
+
 def question(
     blocks: int, replicas: int, groups: int, case: str = "warm", tier: str = "GPU"
 ) -> Question:
-    """A prompt that all replicas hold, each beside as many blocks of its own.
+    """A prompt that all replicas hold, each beside blocks of its own.
 
     Args:
-        blocks: of the prompt, and at most 8192 of each replica's own.
+        blocks: of the prompt; see `own_blocks` for what each replica holds besides.
         replicas: in the fleet.
         groups: 1 or 3, see `shape_of`.
         case: "warm": all hold all; "cut": each holds another length of it; "holes": no window and no
@@ -86,7 +91,7 @@ def question(
             kept = hashes[:length]
             if case == "holes" and group:
                 kept = kept[np.arange(length) % 8 != 7] if group == 1 else NONE
-            own = draw.integers(1, 2**64, min(blocks, 8192), np.uint64)
+            own = draw.integers(1, 2**64, own_blocks(blocks, replicas), np.uint64)
             if tier == "STORAGE":
                 held[Place(tier, group, "store")] = (kept, NONE)
                 held[Place("GPU", group)] = (own, NONE)

@@ -43,8 +43,8 @@ class Rival:
         """Of the package."""
         return version("ai-dynamo-runtime")
 
-    def fill(self, blocks: int, replicas: int, cut: bool) -> int:
-        """A tree where all replicas hold one prompt, or each another part of it."""
+    def fill(self, blocks: int, replicas: int, own: int, cut: bool) -> int:
+        """A tree where all replicas hold one prompt, or each another part of it, and blocks of their own."""
         draw = random.Random(1)
         self.tree = RadixTree()
         self.prompt = [draw.getrandbits(64) for _ in range(blocks)]
@@ -52,6 +52,7 @@ class Rival:
         for replica in range(replicas):
             part = self.prompt[: blocks * (replica + 1) // replicas]
             self.tree.apply_event(replica, stored(part) if cut else whole)
+            self.tree.apply_event(replica, stored([draw.getrandbits(64) for _ in range(own)]))
         return len(self.tree.find_matches(self.prompt).scores)
 
     def match(self, times: int) -> float:

@@ -79,7 +79,7 @@ def mask_word(rows: Words, entry: Any, words: int, word: int) -> Any:
     """One word of an entry's holders; of no entry (negative), no holder."""
     if entry < 0:
         return _NONE
-    return rows[entry // WAYS, WAYS + entry % WAYS * words + word]
+    return rows[entry >> 2, WAYS + (entry & 3) * words + word]
 
 
 @part

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kvstrata.compiled import lowest_bit, part, prefetch
 from kvstrata.fleet.index import DEVICE, GROUPS, MEMORY, SHARED, STORAGE
-from kvstrata.fleet.table import Numbers, Words, find, home, key_of, mask_word
+from kvstrata.fleet.table import WAYS, Numbers, Words, find, home, key_of, mask_word
 
 SEGMENT = 64
 """Units filled at once."""
@@ -163,6 +163,13 @@ def _look_up(
     known = min(max(len(hashes) // step, low), high)
     for unit in range(low, known):
         prefetch(rows, home(seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1])))
+    if words == 1 and together:  # the common case, without the loops of the others
+        for unit in range(low, known):
+            entry = find(rows, seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1]))
+            masks[into, 0, unit] &= rows[entry >> 2, WAYS + (entry & 3)] if entry >= 0 else _NONE
+        for unit in range(known, high):
+            masks[into, 0, unit] = _NONE
+        return
     for unit in range(low, known):
         entry = find(rows, seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1]))
         for word in range(words):
