@@ -12,7 +12,11 @@ from vllm.distributed.kv_events import KVEventBatch
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.kv_cache_utils import (
+    get_request_block_hasher,
+    init_none_hash,
+    make_block_hash_with_group_id,
+)
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
@@ -32,6 +36,7 @@ from kvstrata.routing.reuse import find_reuse
 from kvstrata.routing.shape import Holdings, ModelShape
 from kvstrata.wire.batches import decode, low_bits
 from kvstrata.wire.contents import Contents
+from kvstrata.wire.snapshot import Place
 
 MAX_TOKENS = 4096
 ANSWER = 7
@@ -253,6 +258,22 @@ class EngineCache:
         hashes = [low_bits(value) for value in self._hasher.hashes(prompt)]
         holdings = Holdings.of(self.contents.held)
         return find_reuse(self.shape, hashes, len(prompt), holdings).device.tokens
+
+    def fill(self, prompt: Sequence[int], held: Sequence[Sequence[int]]) -> None:
+        """Put blocks of a prompt into the cache, whether an engine would keep them or not.
+
+        Args:
+            prompt: token ids.
+            held: for each group, which of the prompt's hashes.
+        """
+        hashes = self._request(prompt).block_hashes
+        pool = self.manager.block_pool
+        for group, indices in enumerate(held):
+            counts = self.contents.held.setdefault(Place("GPU", group), {})
+            for index in indices:
+                key = make_block_hash_with_group_id(hashes[index], group)
+                pool.cached_block_hash_to_block.insert(key, pool.blocks[1])
+                counts[low_bits(hashes[index])] = 1
 
     def actual(self, prompt: Sequence[int]) -> int:
         """What vLLM says."""
