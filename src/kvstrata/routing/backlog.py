@@ -27,8 +27,8 @@ class Pending(msgspec.Struct, gc=False):
         replica: where it is.
         at: when it was sent, seconds.
         work: what it was thought to make the replica do.
-        compute: seconds of computation that this is.
-        loading: seconds before it, until its bytes are there.
+        waiting: seconds before it can begin to load.
+        loading: seconds from then on until its bytes are there.
         reading: of those, seconds in which storage is read.
         tokens: of the prompt.
         device: of those, on the device.
@@ -37,13 +37,14 @@ class Pending(msgspec.Struct, gc=False):
         first_token: it was seen.
         ttft: seconds to it.
         reported: seconds after which it was last called overdue.
+        probe: the tier that it tries, or "".
     """
 
     id: str
     replica: str
     at: float
     work: Work
-    compute: float
+    waiting: float
     loading: float
     tokens: int
     device: int
@@ -53,16 +54,23 @@ class Pending(msgspec.Struct, gc=False):
     first_token: bool = False
     ttft: float | None = None
     reported: float = 0.0
+    probe: str = ""
+
+    @property
+    def pairs(self) -> float:
+        """New tokens times what they look back at."""
+        return self.work.left * (self.work.before + self.work.left / 2)
 
 
 class _Queue:
-    """One replica's prompts that are not computed yet, oldest first."""
+    """One replica's prompts that are not computed yet, oldest first, and the sums over them."""
 
-    __slots__ = ("compute", "head_since", "prompts", "reads_until")
+    __slots__ = ("head_since", "pairs", "prompts", "reads_until", "tokens")
 
     def __init__(self) -> None:
         self.prompts: dict[str, Pending] = {}
-        self.compute = 0.0
+        self.tokens = 0
+        self.pairs = 0.0
         self.head_since = 0.0
         self.reads_until = 0.0
 
@@ -84,12 +92,13 @@ class Backlog:
         queue = self._queues.setdefault(pending.replica, _Queue())
         if not queue.prompts:
             queue.head_since = pending.at
-            queue.compute = 0.0
+            queue.tokens, queue.pairs = 0, 0.0
         if pending.reading:
-            begins = max(pending.at + self.wait(pending.replica, pending.at), queue.reads_until)
+            begins = max(pending.at + pending.waiting, queue.reads_until)
             queue.reads_until = begins + pending.reading
         queue.prompts[pending.id] = pending
-        queue.compute += pending.compute
+        queue.tokens += pending.work.left
+        queue.pairs += pending.pairs
         self._drop_lost(pending.at)
 
     def get(self, request: str) -> Pending | None:
@@ -107,7 +116,8 @@ class Backlog:
             return
         was_head = next(iter(queue.prompts)) == request
         del queue.prompts[request]
-        queue.compute -= pending.compute
+        queue.tokens -= pending.work.left
+        queue.pairs -= pending.pairs
         if was_head:
             queue.head_since = now
 
@@ -127,18 +137,26 @@ class Backlog:
         queue = self._queues.get(replica)
         return len(queue.prompts) if queue else 0
 
-    def wait(self, replica: str, now: float) -> float:
-        """Seconds until the prompts that are there are computed."""
+    def wait(self, replica: str, now: float, rates: tuple[float, ...]) -> float:
+        """Seconds until the prompts that are there are computed.
+
+        Args:
+            replica: its name.
+            now: seconds.
+            rates: as they are believed now, not when the prompts were sent: see `cost.LEARNED`.
+        """
         queue = self._queues.get(replica)
         if queue is None or not queue.prompts:
             return 0.0
         head = next(iter(queue.prompts.values()))
+        first = rates[0] + rates[1] * head.work.left + rates[2] * head.pairs
+        whole = rates[0] * len(queue.prompts) + rates[1] * queue.tokens + rates[2] * queue.pairs
         # A load computes nothing, and those behind it go ahead meanwhile.
         progress = max(now - max(queue.head_since, head.at + head.loading), 0.0)
-        left = head.compute - progress
+        left = first - progress
         if left < 0:
             left = -left / 2
-        return left + max(queue.compute - head.compute, 0.0)
+        return left + max(whole - first, 0.0)
 
     def read_wait(self, replica: str, begin: float) -> float:
         """Seconds after `begin` for which the reads that were sent there keep its storage busy."""

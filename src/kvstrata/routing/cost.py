@@ -245,18 +245,20 @@ def terms_of(
     burden: float = 0.0,
 ) -> Terms:
     """Seconds by term of some work, beside what is no work of this request."""
-    u = work.units()
-    storage_latency, storage_transfer = rates[5] * u[5], rates[6] * u[6]
+    left, stored = work.left, work.storage_bytes
+    moved = work.memory_bytes + stored
+    storage_latency = rates[5] if stored else 0.0
+    storage_transfer = rates[6] * stored
     return Terms(
-        wait=rates[7] * u[7],
+        wait=rates[7] * work.wait,
         overhead=rates[0],
-        compute=rates[1] * u[1],
-        attention=rates[2] * u[2],
-        memory_latency=rates[3] * u[3],
-        memory_transfer=rates[4] * u[4],
+        compute=rates[1] * left,
+        attention=rates[2] * left * (work.before + left / 2),
+        memory_latency=rates[3] if moved else 0.0,
+        memory_transfer=rates[4] * moved,
         storage_latency=storage_latency,
         storage_transfer=storage_transfer,
-        overlap=min(work.overlapped, storage_latency + storage_transfer),
+        overlap=min(work.overlapped, storage_latency + storage_transfer) if stored else 0.0,
         doubt=doubt,
         fault=fault,
         burden=burden,

@@ -41,12 +41,19 @@ FORGET = 1800.0
 FORGET_FLEET = 7200.0
 CLIP = 2.5
 CHANGED = 4
+LOADS = slice(3, 7)
+"""Terms of loads, of which some requests have all and most none."""
+LEAST_SHARE = 0.05
+"""With which a load's terms count at least. A rate that is stated far too high has next to no share in what
+is foreseen, and would never be suspected of what goes wrong."""
 NOISE = 0.15
 """Relative standard deviation of a first token's time that nothing explains."""
 WAIT_NOISE = 0.5
 """The same of the part that was spent waiting: who comes and goes meanwhile is not foreseen."""
 SMALLEST = 0.002
 """Seconds; standard deviation of what is measured."""
+SHORTEST, LONGEST = 1e-4, 1e5
+"""Seconds; what is said to take less or more counts as that."""
 FLEET_SPREAD = 1.5
 OWN_SPREAD = 0.5
 """Standard deviations, at the beginning, of the logarithms: factors of 4.5 and 1.6."""
@@ -111,6 +118,8 @@ class Learner:
     def __init__(self, profile: Profile, stated: Mapping[str, Profile] | None = None) -> None:
         self.profile = profile
         self._stated = dict(stated or {})
+        self._usual = profile.rates()
+        self._special = {name: one.rates() for name, one in self._stated.items()}
         self._fleet = _Estimate(FLEET_SPREAD, 0.0)
         self._own: dict[str, _Estimate] = {}
         self._rates: dict[str, tuple[float, ...]] = {}
@@ -143,6 +152,7 @@ class Learner:
         """
         if not (math.isfinite(seconds) and seconds > 0):
             return
+        seconds = min(max(seconds, SHORTEST), LONGEST)
         own = self._own.get(replica)
         if own is None:
             own = self._own[replica] = _Estimate(OWN_SPREAD, now)
@@ -151,7 +161,7 @@ class Learner:
         fleet = self._fleet
         fleet.forget(now, FORGET_FLEET)
         own.forget(now, FORGET)
-        stated = np.array(self.profile_of(replica).rates()) * np.array(work.units())
+        stated = np.array(self._stated_rates(replica)) * np.array(work.units())
         if work.overlapped:
             # What the wait hid was never seen, so that it teaches nothing.
             reads = float(np.dot(self.rates(replica)[5:7], work.units()[5:7]))
@@ -251,9 +261,12 @@ class Learner:
 
     def _work_out(self, replicas: Sequence[str]) -> None:
         if replicas:
-            stated = np.array([self.profile_of(one).rates() for one in replicas])
+            stated = np.array([self._stated_rates(one) for one in replicas])
             rates = (stated * self._factors(replicas)).tolist()
             self._rates.update(zip(replicas, map(tuple, rates), strict=True))
+
+    def _stated_rates(self, replica: str) -> tuple[float, ...]:
+        return self._special.get(replica, self._usual)
 
     def _update(self, fleet: _Estimate, own: _Estimate, stated: Vector, seconds: float) -> float:
         """Move both estimates; returns the surprise in standard deviations, before any bound."""
@@ -264,9 +277,14 @@ class Learner:
             parts = stated * np.exp(np.clip(fleet.mean + own.mean, -limit, limit))
             predicted = float(parts.sum())
             share = parts / predicted
+            share[LOADS] = np.where(stated[LOADS] > 0, np.maximum(share[LOADS], LEAST_SHARE), 0.0)
             noise = NOISE + WAIT_NOISE * float(share[-1]) + SMALLEST / min(predicted, seconds)
             by_fleet, by_own = fleet.covariance @ share, own.covariance @ share
-            variance = float(share @ by_fleet + share @ by_own) + noise**2
+            unknown = float(share @ by_fleet)
+            # While the fleet's own figure is open, what one replica shows is not taken for its peculiarity:
+            # the first one seen would look better, or worse, than all others.
+            by_own *= OWN_SPREAD**2 / (OWN_SPREAD**2 + unknown)
+            variance = unknown + float(share @ by_own) + noise**2
             moved = float(share @ (prior_fleet - fleet.mean + prior_own - own.mean))
             # Linearised where the last round ended, but measured from where this observation began.
             innovation = math.log(seconds / predicted) - moved

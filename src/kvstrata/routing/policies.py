@@ -34,5 +34,4 @@ def make_policy(
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"no policy {name!r}, choose one of {', '.join(NAMES)}{hint}")
-    policy: Policy = found()
-    return policy
+    return found()

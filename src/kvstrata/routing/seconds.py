@@ -20,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from kvstrata.routing.backlog import Backlog, Pending
 from kvstrata.routing.cost import Profile, Situation, Work, best_way, device_seconds, terms_of
 from kvstrata.routing.decision import (
@@ -33,11 +35,12 @@ from kvstrata.routing.decision import (
 from kvstrata.routing.drift import Drift
 from kvstrata.routing.history import History
 from kvstrata.routing.learning import Learner
+from kvstrata.routing.picking import pick
+from kvstrata.routing.probing import Probes
 from kvstrata.routing.recent import Decayed, Typical
-from kvstrata.routing.simple import REMEMBERED_SECONDS, REMEMBERED_TRUST, draw
+from kvstrata.routing.simple import REMEMBERED_SECONDS, REMEMBERED_TRUST
 
-TIE_SHARE = 0.05
-TIE_SECONDS = 0.002
+PROBE = "probe"
 SETTLE = 3.0
 """Seconds after its first token by which a prompt's events must have come."""
 UNSETTLED = 30.0
@@ -47,9 +50,9 @@ FULLEST = 0.9
 MOST_CROWD = 4.0
 """A second of computation counts as no more than five, so that an overload is not fought by reads alone."""
 PLACED_WINDOW = 600.0
-FAULT_SECONDS = 0.1
+FAULT_SECONDS = 0.5
 FAULT_MOST = 30.0
-FAULT_WINDOW = 10.0
+FAULT_WINDOW = 20.0
 OVERDUE_INTERVAL = 0.25
 MOST_SESSIONS = 65_536
 
@@ -77,6 +80,7 @@ class Seconds:
         self._predicted = History()
         self._remembered = History()
         self._drift = Drift()
+        self._probes = Probes()
         self._sessions: OrderedDict[str, str] = OrderedDict()
         self._placed = Decayed(PLACED_WINDOW)
         self._faults = Decayed(FAULT_WINDOW)
@@ -97,7 +101,12 @@ class Seconds:
         considered = tuple(
             self._appraise(request, one, tokens, known, crowding, now) for one in candidates
         )
-        chosen, runner_up, reason = self._pick(request, considered, now)
+        before = self._sessions.get(request.session) if request.session is not None else None
+        chosen, runner_up, reason = pick(request.id, considered, before, self._placed, now)
+        probe = self._probe(request, chosen, tokens, now)
+        if probe is not None:
+            considered = tuple(probe if one is chosen else one for one in considered)
+            chosen, reason = probe, PROBE
         return Decision(
             id=request.id,
             policy=self.name,
@@ -126,19 +135,21 @@ class Seconds:
             terms.overlap,
         )
         self._learn_overdue(now)
+        self._probes.used(chosen.source, now)
         self._backlog.add(
             Pending(
                 id=request.id,
                 replica=replica,
                 at=now,
                 work=work,
-                compute=compute,
+                waiting=terms.wait,
                 loading=max(loading, 0.0),
                 reading=terms.storage_latency + terms.storage_transfer,
                 tokens=decision.tokens,
                 device=chosen.device_tokens,
                 foreseen=terms.first_token,
                 sure=request.tokens is not None,
+                probe=chosen.source if decision.reason == PROBE else "",
             )
         )
         if request.prefix is not None and len(request.prefix):
@@ -184,6 +195,9 @@ class Seconds:
             self._predicted.drop(outcome.id)
             return
         work = self._drift.compare(pending, outcome.cached_tokens)
+        if pending.probe:
+            actual = pending.ttft if work is not None else None
+            self._probes.told(pending.probe, pending.foreseen, actual, now)
         if work is not None and pending.sure:
             self.learner.learn(pending.replica, work, pending.ttft, now)
 
@@ -211,7 +225,7 @@ class Seconds:
                 name: {
                     **self.learner.describe(name),
                     **self._drift.describe(name),
-                    "wait_seconds": self._backlog.wait(name, now),
+                    "wait_seconds": self._backlog.wait(name, now, self.learner.rates(name)),
                     "placed_tokens": self._placed.value(name, now),
                     "faults": self._faults.value(name, now),
                 }
@@ -248,9 +262,9 @@ class Seconds:
         load = min(self._busy.rate("", now) / replicas, FULLEST)
         return self._burden * self._arrivals.rate("", now) / replicas / (1 - load)
 
-    def _wait(self, candidate: Candidate, now: float) -> float:
+    def _wait(self, candidate: Candidate, rates: tuple[float, ...], now: float) -> float:
         name = candidate.name
-        wait = self._backlog.wait(name, now)
+        wait = self._backlog.wait(name, now, rates)
         foreign = candidate.waiting - self._backlog.unanswered(name)
         if foreign > 0:
             wait += foreign * self._compute.mean
@@ -270,10 +284,11 @@ class Seconds:
     ) -> Appraisal:
         name, reuse = candidate.name, candidate.reuse
         rates = self.learner.rates(name)
-        wait = self._wait(candidate, now)
+        wait = self._wait(candidate, rates, now)
         indexed = reuse.device.tokens if reuse is not None else 0
-        on_device = max(indexed, known.tokens(candidate))
-        overlap = self.learner.profile_of(name).overlap
+        guessed = known.tokens(candidate)
+        on_device = guessed if guessed > indexed else indexed
+        overlap = self.learner.profile_of(name).overlap if wait else 0.0
         situation = Situation(
             rates,
             min(crowding * (wait + self._compute.mean), MOST_CROWD),
@@ -303,8 +318,8 @@ class Seconds:
             score=terms.score,
             terms=terms,
             tokens=way.tokens,
-            device_tokens=min(on_device, way.tokens),
-            predicted_tokens=max(min(on_device, way.tokens) - indexed, 0),
+            device_tokens=on_device if on_device < way.tokens else way.tokens,
+            predicted_tokens=max(min(on_device, way.tokens) - indexed, 0) if guessed else 0,
             source=way.source,
             memory_bytes=way.memory_bytes,
             storage_bytes=way.storage_bytes,
@@ -314,36 +329,37 @@ class Seconds:
             index_age=candidate.index_age,
         )
 
-    def _pick(
-        self, request: RequestView, considered: Sequence[Appraisal], now: float
-    ) -> tuple[Appraisal, str | None, str]:
-        """The chosen one, the runner-up and the reason."""
-        best = min(considered, key=lambda one: one.score)
-        if len(considered) == 1:
-            return best, None, "only"
-        limit = best.score + TIE_SECONDS + TIE_SHARE * max(best.terms.first_token, 0.0)
-        tied = [one for one in considered if one.score <= limit]
-        chosen, reason = best, ""
-        if len(tied) > 1:
-            stay = self._sessions.get(request.session) if request.session is not None else None
-            here = [one for one in tied if one.replica == stay]
-            if here:
-                chosen, reason = here[0], "stay"
-            else:
-                chosen = min(
-                    tied,
-                    key=lambda one: (
-                        self._placed.value(one.replica, now),
-                        draw(request.id, one.replica),
-                    ),
-                )
-        runner_up = min((one for one in considered if one is not chosen), key=lambda one: one.score)
-        longest = max(_offered(one) for one in considered)
-        if not longest:
-            reason = "cold"
-        elif not reason:
-            reason = "reuse" if _offered(chosen) == longest else "spread"
-        return chosen, runner_up.replica, reason
+    def _probe(
+        self, request: RequestView, chosen: Appraisal, tokens: int, now: float
+    ) -> Appraisal | None:
+        """The chosen replica, but with a small load from a tier that was avoided for long."""
+        if request.load_cap is not None:
+            return None
+        rates = self.learner.rates(chosen.replica)
+        way = self._probes.way(
+            chosen.reuse, rates, chosen.device_tokens, chosen.tokens, tokens - 1, now
+        )
+        if way is None:
+            return None
+        work = Work(
+            tokens - way.tokens,
+            way.tokens,
+            way.memory_bytes,
+            way.storage_bytes,
+            chosen.terms.wait / rates[-1],
+        )
+        before = chosen.terms
+        terms = terms_of(rates, work, doubt=before.doubt, fault=before.fault, burden=before.burden)
+        return msgspec.structs.replace(
+            chosen,
+            score=terms.score,
+            terms=terms,
+            tokens=way.tokens,
+            source=way.source,
+            memory_bytes=way.memory_bytes,
+            storage_bytes=way.storage_bytes,
+            load_cap=way.load_cap,
+        )
 
 
 class _Known:
@@ -369,9 +385,3 @@ class _Known:
             return {}
         history = self._policy._remembered if silent else self._policy._predicted
         return history.match(prefix, self._now, ends_only=ends_only)
-
-
-def _offered(appraisal: Appraisal) -> int:
-    """Tokens that a replica could reuse, whether or not it is worth while."""
-    reuse = appraisal.reuse
-    return max(reuse.storage.tokens if reuse is not None else 0, appraisal.tokens)

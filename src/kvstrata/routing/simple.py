@@ -13,6 +13,7 @@ from kvstrata.routing.decision import (
     Decision,
     NoCandidatesError,
     Outcome,
+    Policy,
     RequestView,
 )
 from kvstrata.routing.history import History
@@ -274,7 +275,10 @@ class TierWeighted(_Simple):
         return on_device * device + in_memory * (memory - device) + in_storage * (storage - memory)
 
 
-SIMPLE: dict[str, Callable[[], Any]] = {
-    policy.name: policy
-    for policy in (RoundRobin, LeastLoaded, SessionHash, ApproximatePrefix, TierWeighted)
+SIMPLE: dict[str, Callable[[], Policy]] = {
+    RoundRobin.name: RoundRobin,
+    LeastLoaded.name: LeastLoaded,
+    SessionHash.name: SessionHash,
+    ApproximatePrefix.name: ApproximatePrefix,
+    TierWeighted.name: TierWeighted,
 }

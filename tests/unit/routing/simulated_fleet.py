@@ -9,7 +9,7 @@ import heapq
 import itertools
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +46,7 @@ class Physics:
 
     def prefill(self, tokens: int, before: int) -> float:
         """Seconds: each token looks back at all before it."""
-        past = sum(range(before, before + tokens, 64)) * 64 if tokens else 0
+        past = tokens * before + tokens * (tokens - 1) / 2
         return self.overhead + tokens * self.per_token + past * self.per_pair
 
     def copy(self, moved: int) -> float:
@@ -120,21 +120,28 @@ class Replica:
 
 
 def reuse_of(
-    prompt: Prompt, device: Iterable[int], memory: Iterable[int], storage: set[int]
+    prompt: Prompt, device: Container[int], memory: Container[int], storage: Container[int]
 ) -> Reuse:
     """By blocks from the left; one token is always computed, which the rest of the prompt sees to."""
-    reaches = []
-    for tiers in ((device,), (device, memory), (device, memory, storage)):
-        count = 0
-        moved = [0, 0]
-        for block in prompt.blocks:
-            if not any(block in tier for tier in tiers):
-                break
-            if reaches and count >= reaches[0].tokens // BLOCK:
-                moved[0 if block in memory else 1] += BLOCK_BYTES
-            count += 1
-        reaches.append(Reach(count * BLOCK, moved[0], moved[1]))
-    return Reuse(*reaches)
+    blocks = prompt.blocks
+    first = 0
+    while first < len(blocks) and blocks[first] in device:
+        first += 1
+    # What memory holds, up to the first block that only storage may hold, and then the rest.
+    second = first
+    while second < len(blocks) and (blocks[second] in memory or blocks[second] in device):
+        second += 1
+    count, read = second, 0
+    while count < len(blocks) and (
+        blocks[count] in storage or blocks[count] in memory or blocks[count] in device
+    ):
+        read += blocks[count] not in memory
+        count += 1
+    return Reuse(
+        Reach(first * BLOCK),
+        Reach(second * BLOCK, (second - first) * BLOCK_BYTES),
+        Reach(count * BLOCK, (count - first - read) * BLOCK_BYTES, read * BLOCK_BYTES),
+    )
 
 
 class Fleet:
@@ -188,7 +195,6 @@ class Fleet:
             for one in self.replicas
         ]
         decision = self.policy.decide(view, candidates, now)
-        assert self.policy.decide(view, candidates, now) == decision
         self.policy.sent(view, decision, now)
         self.decisions.append(decision)
         replica = next(one for one in self.replicas if one.name == decision.chosen)
