@@ -1,0 +1,187 @@
+"""The price of a way to resume, against what it is defined by."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstrata.errors import ConfigError
+from kvstrata.routing.cost import (
+    LEARNED,
+    Profile,
+    Situation,
+    Work,
+    best_way,
+    device_seconds,
+    terms_of,
+)
+from kvstrata.routing.decision import Reach, Reuse, Terms
+
+PROFILE = Profile()
+BYTES = 100_000
+
+
+def situation(profile: Profile = PROFILE, **others: float) -> Situation:
+    return Situation(profile.rates(), **others)
+
+
+def reuse(device: int, memory: int, storage: int) -> Reuse:
+    """Every token costs the same bytes, wherever it lies."""
+    in_memory = (memory - device) * BYTES
+    return Reuse(
+        Reach(device),
+        Reach(memory, in_memory),
+        Reach(storage, in_memory, (storage - memory) * BYTES),
+    )
+
+
+def plain_seconds(profile: Profile, tokens: int, device: int, memory: int, boundary: int) -> float:
+    """Stated anew: every token one by one, every byte by its tier."""
+    per_token = 1 / profile.prefill_tokens_per_s
+    per_pair = 2 * per_token / profile.attention_doubles_at
+    seconds = sum(per_token + per_pair * (place + 0.5) for place in range(boundary, tokens))
+    if boundary > device:
+        seconds += profile.memory_latency_seconds
+        seconds += (boundary - device) * BYTES / profile.memory_bytes_per_s
+    if boundary > memory:
+        seconds += profile.storage_latency_seconds
+        seconds += (boundary - memory) * BYTES / profile.storage_bytes_per_s
+    return seconds
+
+
+profiles = st.builds(
+    Profile,
+    prefill_tokens_per_s=st.floats(100, 1e6),
+    attention_doubles_at=st.floats(100, 1e6),
+    memory_latency_seconds=st.floats(1e-5, 1.0),
+    memory_bytes_per_s=st.floats(1e6, 1e11),
+    storage_latency_seconds=st.floats(1e-5, 1.0),
+    storage_bytes_per_s=st.floats(1e5, 1e10),
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    tokens = draw(st.integers(1, 400))
+    device, memory, storage = sorted(draw(st.integers(0, tokens - 1)) for _ in range(3))
+    return tokens, device, memory, storage
+
+
+@given(profiles, cases())
+def test_no_boundary_is_quicker_than_the_way_that_is_chosen(
+    profile: Profile, case: tuple[int, int, int, int]
+) -> None:
+    tokens, device, memory, storage = case
+    way = best_way(situation(profile), reuse(device, memory, storage), tokens, device)
+    every = [
+        plain_seconds(profile, tokens, device, memory, boundary)
+        for boundary in range(device, storage + 1)
+    ]
+    assert way.seconds == pytest.approx(min(every), rel=1e-9)
+    assert every[way.tokens - device] == pytest.approx(min(every), rel=1e-9)
+
+
+@given(profiles, cases())
+def test_a_cap_is_told_exactly_when_the_engine_would_go_further(
+    profile: Profile, case: tuple[int, int, int, int]
+) -> None:
+    tokens, device, memory, storage = case
+    way = best_way(situation(profile), reuse(device, memory, storage), tokens, device)
+    if way.load_cap is None:
+        assert way.tokens == max(device, storage)
+    else:
+        assert device + way.load_cap == way.tokens < storage
+
+
+@given(profiles, cases(), st.integers(0, 400))
+def test_a_clients_own_cap_is_never_exceeded(
+    profile: Profile, case: tuple[int, int, int, int], cap: int
+) -> None:
+    tokens, device, memory, storage = case
+    way = best_way(situation(profile), reuse(device, memory, storage), tokens, device, cap)
+    assert device <= way.tokens <= device + cap
+    assert way.load_cap is not None and way.load_cap <= cap
+
+
+@given(profiles, cases(), st.integers(0, 400))
+def test_what_was_just_sent_there_need_not_be_loaded(
+    profile: Profile, case: tuple[int, int, int, int], sent: int
+) -> None:
+    tokens, device, memory, storage = case
+    on_device = max(device, sent)
+    offered = reuse(device, memory, storage)
+    way = best_way(situation(profile), offered, tokens, on_device)
+    without = best_way(situation(profile), offered, tokens, device)
+    assert way.tokens >= min(on_device, tokens - 1)
+    assert way.seconds <= without.seconds * (1 + 1e-9)
+    assert way.memory_bytes + way.storage_bytes <= max(storage - on_device, 0) * BYTES
+
+
+@given(profiles, cases(), st.floats(0, 4), st.floats(0, 1))
+def test_terms_add_up_to_what_ways_are_compared_by(
+    profile: Profile, case: tuple[int, int, int, int], crowd: float, read_wait: float
+) -> None:
+    tokens, device, memory, storage = case
+    here = situation(profile, crowd=crowd, read_wait=read_wait)
+    way = best_way(here, reuse(device, memory, storage), tokens, device)
+    wait = read_wait if way.storage_bytes else 0.0
+    work = Work(tokens - way.tokens, way.tokens, way.memory_bytes, way.storage_bytes, wait)
+    burden = crowd * device_seconds(here.rates, tokens, way.tokens)
+    terms = terms_of(here.rates, work, burden=burden)
+    assert terms.score - terms.overhead == pytest.approx(way.seconds, rel=1e-9)
+    units = zip(here.rates, work.units(), strict=True)
+    assert terms.first_token == pytest.approx(sum(rate * unit for rate, unit in units))
+
+
+def test_terms_are_named_like_the_factors() -> None:
+    assert set(LEARNED) <= set(Terms.__struct_fields__)
+
+
+def test_attention_doubles_where_it_is_stated() -> None:
+    profile = Profile(prefill_tokens_per_s=1000, attention_doubles_at=8000)
+    assert device_seconds(profile.rates(), 8000, 0) == pytest.approx(16.0)
+    # The second half looks back at the first: three times its attention.
+    second = device_seconds(profile.rates(), 8000, 4000)
+    assert second == pytest.approx(4.0 + 8.0 * 3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("storage_bytes_per_s", "source", "cap"),
+    [(10e9, "storage", None), (100e6, "memory", 4000)],
+)
+def test_a_slow_disk_is_not_read_but_memory_is(
+    storage_bytes_per_s: float, source: str, cap: int | None
+) -> None:
+    here = situation(Profile(storage_bytes_per_s=storage_bytes_per_s))
+    way = best_way(here, reuse(1000, 5000, 9000), 10_000, 1000)
+    assert (way.source, way.load_cap) == (source, cap)
+
+
+def test_the_fuller_the_fleet_the_sooner_a_load_is_worth_while() -> None:
+    profile = Profile(storage_bytes_per_s=700e6)
+    offered = reuse(0, 0, 8000)
+    assert best_way(situation(profile), offered, 8100, 0).source == "none"
+    assert best_way(situation(profile, crowd=2.0), offered, 8100, 0).source == "storage"
+    assert best_way(situation(profile, crowd=2.0, read_wait=5.0), offered, 8100, 0).source == "none"
+
+
+def test_a_read_that_the_wait_hides_costs_nothing() -> None:
+    profile = Profile(storage_bytes_per_s=700e6)
+    way = best_way(situation(profile, overlapped=60.0), reuse(0, 0, 8000), 8100, 0)
+    assert way.source == "storage" and way.load_cap is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"prefill_tokens_per_s": 0.0},
+        {"storage_bytes_per_s": -1.0},
+        {"memory_latency_seconds": math.nan},
+        {"overhead_seconds": math.inf},
+        {"overlap": 1.5},
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused_by_name(bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        Profile(**bad)
