@@ -407,3 +407,20 @@ def test_what_is_held_is_bounded_in_bytes(size: int) -> None:
     for sequence in range(1, 200):
         stream.received(sequence, bytes(size))
     assert stream._held.nbytes <= 100
+
+
+def test_a_batch_that_the_engine_does_not_know_is_dropped_and_delays_nothing() -> None:
+    stream = stock()
+    answered(stream, [b"0"])
+    assert stream.received(5, b"of an earlier life") == [Replay(0)]
+    assert answered(stream, [b"0", b"1"]) == [Apply(1, b"1")]
+    assert stream.trust is Trust.SYNCED and stream.dropped == 1
+
+
+def test_an_engine_that_published_less_than_was_applied_is_believed_by_its_snapshot() -> None:
+    stream = ours([b"0"])
+    stream.received(1, b"of an earlier life")
+    assert stream.check() == [STATE]
+    assert stream.stated(header([b"0"])) == [SNAPSHOT]
+    stream.restored(header([b"0"]))
+    assert stream.trust is Trust.SYNCED and stream.expected == 1
