@@ -35,6 +35,8 @@ logger = init_logger(__name__)
 
 RECENT = 1024
 """Batches whose digests an answer gives; more than can be on their way to a subscriber that keeps up."""
+PARTS = 10_000
+"""Parts of an answer that are never dropped, whatever the ring's size: over a hundred million blocks."""
 STORAGE = "STORAGE"
 _QUESTIONS = {question.value: question for question in Question}
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -157,7 +159,8 @@ class SnapshotPublisher(ZmqEventPublisher):
         self._replay_endpoint = None  # so that vLLM binds none
         super()._socket_setup()
         replay = self._ctx.socket(zmq.ROUTER)
-        replay.setsockopt(zmq.SNDHWM, 2 * (self._ring.maxlen or 0) + 2)
+        # A reader says only now and then how far it has read, so twice an answer may seem to be unread.
+        replay.setsockopt(zmq.SNDHWM, 2 * (max(self._ring.maxlen or 0, PARTS) + 1))
         try:
             if wanted is None:
                 self._replay_endpoint = _bind(replay, beside(str(self._endpoint)))

@@ -238,6 +238,14 @@ def test_a_whole_ring_is_replayed_to_a_slow_reader(make: Make) -> None:
     assert sequences == list(range(6000))
 
 
+def test_no_part_is_dropped_however_short_the_ring(make: Make) -> None:
+    line = make(buffer_steps=2)
+    media = [f"tier {i}" for i in range(40)]
+    line.publish(*(stored(1, medium=medium) for medium in media))
+    for _ in range(50):
+        assert {place.medium for place in line.snapshot().held} == set(media)
+
+
 def test_no_batch_stops_the_publisher(make: Make) -> None:
     """Whatever an engine publishes, whether it can be followed or not."""
     line = make()

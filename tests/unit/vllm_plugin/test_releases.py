@@ -11,6 +11,7 @@ import vllm
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "check-releases"
 PLACE = Path(vllm.__file__).parents[1]
 BASE = "vllm/v1/kv_offload/base.py"
+EVENTS = "vllm/distributed/kv_events.py"
 OFF = "vllm/distributed/kv_transfer/kv_connector/v1/offloading"
 
 
@@ -61,6 +62,13 @@ def test_the_installed_release_has_all_we_need(script: ModuleType) -> None:
             "OffloadingEvent also needs",
         ),
         (BASE, 'CPU = "', 'HOST = "', "Medium has no CPU"),
+        (EVENTS, "def _service_replay", "def _answer_replay", "has no _service_replay"),
+        (
+            EVENTS,
+            "    ownership: str",
+            "    owned_by: str",
+            "BlockStored has no parameter ownership",
+        ),
         (f"{OFF}/common.py", "store_jobs", "saves", "has no store_jobs"),
         (f"{OFF}/scheduler.py", "tokens_per_hash", "hash_tokens", "has no tokens_per_hash"),
         (f"{OFF}/scheduler.py", "self._jobs", "self._work", "has no _jobs"),
