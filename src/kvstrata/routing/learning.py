@@ -41,11 +41,6 @@ FORGET = 1800.0
 FORGET_FLEET = 7200.0
 CLIP = 2.5
 CHANGED = 4
-LOADS = slice(3, 7)
-"""Terms of loads, of which some requests have all and most none."""
-LEAST_SHARE = 0.05
-"""With which a load's terms count at least. A rate that is stated far too high has next to no share in what
-is foreseen, and would never be suspected of what goes wrong."""
 NOISE = 0.15
 """Relative standard deviation of a first token's time that nothing explains."""
 WAIT_NOISE = 0.5
@@ -277,7 +272,6 @@ class Learner:
             parts = stated * np.exp(np.clip(fleet.mean + own.mean, -limit, limit))
             predicted = float(parts.sum())
             share = parts / predicted
-            share[LOADS] = np.where(stated[LOADS] > 0, np.maximum(share[LOADS], LEAST_SHARE), 0.0)
             noise = NOISE + WAIT_NOISE * float(share[-1]) + SMALLEST / min(predicted, seconds)
             by_fleet, by_own = fleet.covariance @ share, own.covariance @ share
             unknown = float(share @ by_fleet)

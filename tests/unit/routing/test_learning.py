@@ -232,3 +232,29 @@ def test_a_damaged_file_is_refused_and_changes_nothing(data: bytes) -> None:
     with pytest.raises(ConfigError, match="remove the file"):
         learner.restore(data, 0.0)
     assert learner.rates("a") == before
+
+
+def test_a_bandwidth_stated_far_too_high_is_found_out() -> None:
+    """It has next to no share in what is foreseen, and another term of each load could take the blame."""
+    learner = Learner(msgspec.structs.replace(TRUE, storage_bytes_per_s=10e9))
+    chance = random.Random(4)
+    for number in range(60):
+        moved = 10**8 + chance.randrange(10**9)
+        storage = moved if number % 2 else 0
+        work = Work(500, 8000, moved - storage, storage)
+        learner.learn("a", work, seconds(TRUE, work) * chance.lognormvariate(0, 0.1), number)
+    told = learner.describe("a")
+    assert told["storage_bytes_per_s"] == pytest.approx(TRUE.storage_bytes_per_s, rel=0.5)
+    assert told["memory_bytes_per_s"] == pytest.approx(TRUE.memory_bytes_per_s, rel=0.5)
+
+
+def test_surprises_that_agree_are_no_outliers() -> None:
+    """By bounded steps alone, five requests would bring a sure estimate to less than four times."""
+    work = Work(4000, 0)
+    learner = Learner(TRUE)
+    for number in range(300):
+        learner.learn("a", work, seconds(TRUE, work), number)
+    for number in range(5):
+        learner.learn("a", work, 8 * seconds(TRUE, work), 300 + number)
+    believed = sum(r * u for r, u in zip(learner.rates("a"), work.units(), strict=True))
+    assert believed > 5 * seconds(TRUE, work)

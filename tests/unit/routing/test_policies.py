@@ -349,3 +349,30 @@ def test_what_was_learned_outlives_a_restart() -> None:
     again.restore(policy.save(250.0), 0.0)
     seconds = again.decide(ask("1"), COLD, 0.0).appraisal.terms.first_token
     assert seconds == pytest.approx(4.0, rel=0.15)
+
+
+def test_what_has_not_come_yet_teaches_too() -> None:
+    """Storage hangs: not one answer ever comes, and still the requests stop going there."""
+    policy = Seconds()
+    fleet = [replica("a", 0, 0, 7000), replica("b", 0, 0, 7000)]
+    sources = []
+    for number in range(40):
+        decision = send(policy, ask(str(number), tokens=7500), fleet, float(number))
+        sources.append(decision.appraisal.source)
+        if decision.appraisal.source == "none":
+            answer(policy, decision, number + 0.9)
+    assert sources[0] == "storage"
+    assert sources[-10:].count("none") >= 8  # a probe comes in between
+
+
+def test_cold_tokens_are_spread_and_not_only_requests() -> None:
+    """All are answered before the next one comes, so that no queue ever decides."""
+    policy = Seconds()
+    lengths = [200 if number % 4 else 8000 for number in range(120)]
+    placed: Counter[str] = Counter()
+    for number, length in enumerate(lengths):
+        now = number * 5.0
+        decision = send(policy, ask(str(number), tokens=length), COLD, now)
+        answer(policy, decision, now + 1)
+        placed[decision.chosen] += length
+    assert max(placed.values()) - min(placed[one] for one in "abcd") <= 2 * max(lengths)
