@@ -108,9 +108,15 @@ STUCK_THREADS = Metric(
 INFO = Metric(
     "kvstrata_info",
     Kind.GAUGE,
-    "1 for the namespace in use, with kvstrata's release, what the hash seed is (default, set or random), the "
-    "endpoints of KV events and of snapshots, and the name of the storage; empty without one.",
+    "1 for the namespace in use, with kvstrata's release, what the hash seed is (default, set or random), "
+    "the endpoints of KV events and of snapshots, and the name of the storage; empty without one.",
     ("namespace", "hash_seed", "version", "events", "snapshots", "storage"),
+)
+ENDPOINTS = Metric(
+    "kvstrata_endpoints",
+    Kind.GAUGE,
+    "1, with the configured endpoints of KV events and of snapshots; there before the first request is.",
+    ("events", "snapshots"),
 )
 FINDING = Metric(
     "kvstrata_finding",
@@ -121,6 +127,7 @@ FINDING = Metric(
 
 ALL = (
     INFO,
+    ENDPOINTS,
     FINDING,
     TOKENS,
     LOOKUPS,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kvstrata.cli.scrape import fetch_metrics, samples
 from kvstrata.errors import ConfigError
-from kvstrata.fleet.discovery import INFO, discover
+from kvstrata.fleet.discovery import METRICS, discover
 from kvstrata.fleet.replica import Address
 
 Tokens = npt.NDArray[np.uint32]
@@ -38,10 +38,12 @@ def addresses(replicas: Sequence[str], urls: Sequence[str], topic: str) -> list[
         ranks.setdefault(name, []).append((events, replay or None))
     found = [Address(name, tuple(ends), topic=topic) for name, ends in ranks.items()]
     for url in urls:
+        told = list(samples(fetch_metrics(url)))
         infos = [
             sample.labels
-            for sample in samples(fetch_metrics(url))
-            if sample.name == INFO and sample.value
+            for name in METRICS
+            for sample in told
+            if sample.name == name and sample.value
         ]
         found.append(discover(url.partition("://")[2] or url, url, infos))
     if not found:

@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.replica import Address
 
-INFO = "vllm:kvstrata_info"
-"""The metric whose labels `events` and `snapshots` name the endpoints; value 1 while it holds."""
+METRICS = ("vllm:kvstrata_endpoints", "vllm:kvstrata_info")
+"""Metrics whose labels `events` and `snapshots` name the endpoints; value 1 while it holds. The first tells
+them as configured, the second, after the engine's first step, as they are."""
 _ANYWHERE = ("*", "0.0.0.0", "[::]", "::")
 
 
@@ -17,7 +18,7 @@ def discover(name: str, url: str, infos: Iterable[Mapping[str, str]]) -> Address
     Args:
         name: for the replica.
         url: of its API.
-        infos: labels of the samples of `INFO` whose value is 1, one for each data-parallel rank.
+        infos: labels of the samples of `METRICS` whose value is 1, in that order, of all ranks.
 
     Raises:
         ConfigError: the engine does not say where its events are.

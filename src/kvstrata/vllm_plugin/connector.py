@@ -26,6 +26,7 @@ from kvstrata.vllm_plugin.retention import (
     state_block,
 )
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
+from kvstrata.vllm_plugin.stats import tell_endpoints
 
 logger = init_logger(__name__)
 
@@ -216,7 +217,10 @@ class KVStrataConnector(OffloadingConnector):
     def build_prom_metrics(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         """See vLLM; runs in the API server's process."""
         select_spec(vllm_config)
-        return super().build_prom_metrics(vllm_config, *args, **kwargs)
+        metrics = super().build_prom_metrics(vllm_config, *args, **kwargs)
+        engines = kwargs.get("per_engine_labelvalues", args[-1] if args else {})
+        tell_endpoints(metrics, getattr(vllm_config, "kv_events_config", None), engines)
+        return metrics
 
     def _shape(self, request: Any, computed: int) -> RequestShape:
         known = self._shapes.get(request.request_id)

@@ -200,6 +200,7 @@ def test_watch_finds_an_engine_by_its_metrics(at, engine) -> None:
             body = (
                 f'vllm:kvstrata_info{{engine="0",events="{at("old")}",snapshots=""}} 0.0\n'
                 f'vllm:kvstrata_info{{engine="0",events="{at("e")}",snapshots="{at("r")}"}} 1.0\n'
+                f'vllm:kvstrata_endpoints{{engine="0",events="{at("e")}",snapshots=""}} 1.0\n'
             ).encode()
             self.send_response(200)
             self.end_headers()

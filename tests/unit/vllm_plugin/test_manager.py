@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from kvstrata.tiers.arena import Arena
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.vllm_plugin import manager as module
 from kvstrata.vllm_plugin.manager import KVStrataManager
-from kvstrata.vllm_plugin.stats import definitions, to_vllm
+from kvstrata.vllm_plugin.stats import definitions, tell_endpoints, to_vllm
 
 WINDOW = GroupGeometry(0, GroupKind.WINDOW, 16, 8, (512, 512), window_tokens=64)
 FULL = GroupGeometry(1, GroupKind.FULL, 16, 8, (256, 256))
@@ -415,3 +416,23 @@ def test_everything_that_an_engine_reports_is_defined(start) -> None:
     for name, values in stats.data["data"].items():
         for labels in values:
             assert len(labels) == len(definitions()[name].labelnames)
+
+
+def test_endpoints_are_told_before_the_first_step() -> None:
+    told: dict[int, Any] = {}
+    metrics = SimpleNamespace(observe=lambda data, engine: told.update({engine: data}))
+    events = SimpleNamespace(
+        enable_kv_cache_events=True,
+        publisher="zmq",
+        endpoint="tcp://*:5557",
+        replay_endpoint="tcp://*:5657",
+    )
+    tell_endpoints(metrics, events, [0, 1])
+    assert [list(told[rank]["data"]["vllm:kvstrata_endpoints"]) for rank in (0, 1)] == [
+        [("tcp://*:5557", "tcp://*:5657")],
+        [("tcp://*:5558", "tcp://*:5658")],
+    ]
+    told.clear()
+    for nothing in (None, SimpleNamespace(enable_kv_cache_events=False)):
+        tell_endpoints(metrics, nothing, [0])
+    assert not told
