@@ -55,6 +55,9 @@ class Application:
         config: asked for the settings now in force.
         chooser: decides where requests go.
         reload: see `Admin`.
+
+    Attributes:
+        chooser: as given.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Application:
         self.line = Line()
         self.meters = Meters()
         self.replicas = Replicas(config, self.line.wake)
+        self.chooser = chooser
         self.replicas.removed = chooser.forget
         self.clients = Clients(config, self.check, self.handle)
         self._proxy = Proxy(config, self.replicas, self.line, chooser, self.meters, self._id)

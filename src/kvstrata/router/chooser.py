@@ -1,5 +1,6 @@
 """Where a request goes: the seam between the proxy, which moves bytes, and what knows better."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,6 +8,9 @@ from typing import Any, Protocol
 from kvstrata.router.asking import Asked
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
+
+_CACHED = re.compile(rb'(?<!\\)"cached_tokens"\s*:\s*([0-9]{1,9})\b')
+"""Inside an answer's text the quotes would be escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,12 @@ class Result:
     tail: bytes
     failed: bool
 
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that the engine says it did not compute; None where it says nothing."""
+        found = _CACHED.findall(self.tail)
+        return int(found[-1]) if found else None
+
 
 class Chooser(Protocol):
     """Chooses replicas. All calls come from the event loop's thread."""
@@ -51,6 +61,10 @@ class Chooser(Protocol):
 
     def sent(self, view: RequestView, decision: Decision, now: float) -> None:
         """It goes there."""
+        ...
+
+    def begun(self, identity: str, replica: str, ttft: float, now: float) -> None:
+        """The first bytes of its streamed answer came, `ttft` seconds after it was sent."""
         ...
 
     def observed(self, result: Result, now: float) -> None:
@@ -89,12 +103,20 @@ class PolicyChooser:
         """See `Chooser`."""
         self._policy.sent(view, decision, now)
 
+    def begun(self, identity: str, replica: str, ttft: float, now: float) -> None:
+        """See `Chooser`."""
+        self._policy.observed(Outcome(id=identity, replica=replica, final=False, ttft=ttft), now)
+
     def observed(self, result: Result, now: float) -> None:
         """See `Chooser`."""
-        ttft = result.ttft if result.streamed and result.status == 200 else None
-        self._policy.observed(
-            Outcome(id=result.id, replica=result.replica, ttft=ttft, failed=result.failed), now
+        outcome = Outcome(
+            id=result.id,
+            replica=result.replica,
+            ttft=result.ttft if result.streamed and result.status == 200 else None,
+            cached_tokens=result.cached_tokens if result.status == 200 else None,
+            failed=result.failed,
         )
+        self._policy.observed(outcome, now)
 
     def forget(self, replica: str) -> None:
         """See `Chooser`."""

@@ -158,6 +158,10 @@ class Proxy:
         first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), target)
         return b"%b%bcontent-length: %d\r\n\r\n" % (first, lines, len(body))
 
+    def begun(self, run: "_Run", first: float) -> None:
+        """The first bytes of a streamed answer are there."""
+        self._chooser.begun(run.asked.id, run.replica.name, first - run.sent, first)
+
     def over(self, run: "_Run", relay: Relay | None, failed: bool) -> None:
         """An attempt is over: say so to all who count it."""
         now = time.monotonic()
@@ -257,6 +261,7 @@ class _Run:
             marks,
             hold=again,
             idle=settings.idle_timeout,
+            begun=lambda relay: self._proxy.begun(self, relay.first),
         )
         self.attempt.connection = connection
         self.attempt.heard = asyncio.get_running_loop().time()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from kvstrata.router.downstream import ClientConnection
@@ -28,6 +29,7 @@ class Relay:
         marks: the decision's id and the replica's name, for the client's headers.
         hold: keep an answer that says that the engine could not, since another one may.
         idle: seconds of silence that are allowed once the answer has begun.
+        begun: called with the first piece of a stream of events that is no error.
 
     Attributes:
         done: "whole" when the client has it all; "held" when it is kept in `status`, `lines` and
@@ -48,7 +50,9 @@ class Relay:
         *,
         hold: bool,
         idle: float,
+        begun: Callable[["Relay"], None],
     ) -> None:
+        self._begun = begun
         self._client = client
         self._connection = connection
         self._attempt = attempt
@@ -88,6 +92,8 @@ class Relay:
         """A piece of it."""
         if self.first == 0.0:
             self.first = time.monotonic()
+            if self.streamed and self.status == 200:
+                self._begun(self)
         self._heard()
         if self._holding:
             self.body += data
