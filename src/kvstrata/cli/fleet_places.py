@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.cli.scrape import fetch_metrics, samples
+from kvstrata.cli.scrape import fetch_metrics
 from kvstrata.errors import ConfigError
-from kvstrata.fleet.discovery import METRICS, discover
+from kvstrata.fleet.discovery import discover, infos
 from kvstrata.fleet.replica import Address
 
 Tokens = npt.NDArray[np.uint32]
@@ -38,14 +38,7 @@ def addresses(replicas: Sequence[str], urls: Sequence[str], topic: str) -> list[
         ranks.setdefault(name, []).append((events, replay or None))
     found = [Address(name, tuple(ends), topic=topic) for name, ends in ranks.items()]
     for url in urls:
-        told = list(samples(fetch_metrics(url)))
-        infos = [
-            sample.labels
-            for name in METRICS
-            for sample in told
-            if sample.name == name and sample.value
-        ]
-        found.append(discover(url.partition("://")[2] or url, url, infos))
+        found.append(discover(url.partition("://")[2] or url, url, infos(fetch_metrics(url))))
     if not found:
         raise ConfigError("name at least one engine: --replica NAME=EVENTS[,REPLAY] or --url URL")
     return found

@@ -1,45 +1,16 @@
 """Asking a running engine: its models and its metrics, over HTTP."""
 
 import json
-import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from kvstrata.doctor.facts import ReplicaFacts
 from kvstrata.errors import ConfigError
+from kvstrata.fleet.exposition import samples
 
 SECONDS = 10.0
 MOST_BYTES = 64 << 20
-_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? +(\S+)(?: +-?[0-9]+)?")
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)",?')
-_ESCAPED = re.compile(r"\\(.)")
-
-
-class Sample(NamedTuple):
-    """One line of Prometheus' text format."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-
-
-def samples(text: str) -> Iterator[Sample]:
-    """Samples of Prometheus' text format; lines of any other form are passed over."""
-    for line in text.split("\n"):
-        match = None if line.startswith("#") else _LINE.fullmatch(line.strip())
-        if match is None:
-            continue
-        try:
-            value = float(match[3])
-        except ValueError:
-            continue
-        labels = {
-            name: _ESCAPED.sub(lambda found: {"n": "\n"}.get(found[1], found[1]), shown)
-            for name, shown in _LABEL.findall(match[2] or "")
-        }
-        yield Sample(match[1], labels, value)
 
 
 def ask(url: str) -> ReplicaFacts:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from kvstrata.errors import ConfigError
+from kvstrata.fleet.exposition import samples
 from kvstrata.fleet.replica import Address
 
 METRICS = ("vllm:kvstrata_endpoints", "vllm:kvstrata_info")
@@ -12,19 +13,25 @@ them as configured, the second, after the engine's first step, as they are."""
 _ANYWHERE = ("*", "0.0.0.0", "[::]", "::")
 
 
-def discover(name: str, url: str, infos: Iterable[Mapping[str, str]]) -> Address:
+def infos(metrics: str) -> list[Mapping[str, str]]:
+    """Labels of the samples of `METRICS` that hold, in their order, from an engine's whole metrics."""
+    told = [one for one in samples(metrics) if one.name in METRICS and one.value]
+    return [one.labels for name in METRICS for one in told if one.name == name]
+
+
+def discover(name: str, url: str, told: Iterable[Mapping[str, str]]) -> Address:
     """The address of the engine at `url`.
 
     Args:
         name: for the replica.
         url: of its API.
-        infos: labels of the samples of `METRICS` whose value is 1, in that order, of all ranks.
+        told: see `infos`; of all data-parallel ranks.
 
     Raises:
         ConfigError: the engine does not say where its events are.
     """
     ranks: dict[str, tuple[str, str | None]] = {}
-    for labels in infos:
+    for labels in told:
         if labels.get("events"):
             snapshots = labels.get("snapshots")
             ranks[labels.get("engine", "0")] = (
