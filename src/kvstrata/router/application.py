@@ -73,6 +73,7 @@ class Application:
         self.replicas = Replicas(config, self.line.wake)
         self.chooser = chooser
         self.replicas.removed = chooser.forget
+        self.replicas.told = chooser.metrics
         self.clients = Clients(config, self.check, self.handle)
         self._proxy = Proxy(config, self.replicas, self.line, chooser, self.meters, self._id)
         self._admin = Admin(self.replicas, chooser, reload, time.monotonic)

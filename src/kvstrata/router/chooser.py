@@ -71,6 +71,10 @@ class Chooser(Protocol):
         """What became of it."""
         ...
 
+    def metrics(self, replica: Replica, text: bytes) -> None:
+        """The replica's metrics, in Prometheus' text format, were read."""
+        ...
+
     def forget(self, replica: str) -> None:
         """The replica was removed, is down or was restarted."""
         ...
@@ -117,6 +121,9 @@ class PolicyChooser:
             failed=result.failed,
         )
         self._policy.observed(outcome, now)
+
+    def metrics(self, replica: Replica, text: bytes) -> None:
+        """See `Chooser`; nothing in them matters here."""
 
     def forget(self, replica: str) -> None:
         """See `Chooser`."""

@@ -156,6 +156,7 @@ class Replicas:
         self._changed = changed
         self._replicas: dict[str, Replica] = {}
         self.removed: Callable[[str], None] = lambda name: None
+        self.told: Callable[[Replica, bytes], None] = lambda replica, metrics: None
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(list(self._replicas.values()))
@@ -310,6 +311,8 @@ class Replicas:
             replica.models = _models(*await fetch(replica, b"/v1/models", lines, timeout))
             status, text = await fetch(replica, b"/metrics", lines, timeout)
             replica.load = read_load(text) if status == 200 else None
+            if status == 200:
+                self.told(replica, text)
         except EngineError:
             replica.load = None
         if replica.health.state is not State.UP:

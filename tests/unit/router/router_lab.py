@@ -9,6 +9,7 @@ from typing import Any
 
 from stub_engine import StubEngine
 
+from kvstrata.router.chooser import Chooser
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.service import Router
 
@@ -28,7 +29,10 @@ def run(test: Coroutine[Any, Any, None], longest: float = LONGEST) -> None:
 
 @asynccontextmanager
 async def fleet(
-    *engines: StubEngine, url: list[str] | None = None, **settings: Any
+    *engines: StubEngine,
+    url: list[str] | None = None,
+    chooser: Chooser | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Router]:
     """A router over `engines`, which are started too, once it has looked at each."""
     for engine in engines:
@@ -37,7 +41,7 @@ async def fleet(
     listed = [{"url": one.url, "name": one.name} for one in engines] + [
         {"url": u} for u in url or []
     ]
-    router = Router(RouterConfig.parse({**QUICK, "replica": listed, **settings}))
+    router = Router(RouterConfig.parse({**QUICK, "replica": listed, **settings}), chooser=chooser)
     await router.start()
     try:
         if engines:

@@ -35,6 +35,7 @@ class StubEngine:
     open: int = 0
     aborted: int = 0
     status: int = 0
+    metrics: str = "vllm:num_requests_waiting{a=} 7\n"
     server: asyncio.Server | None = None
     port: int = 0
 
@@ -135,9 +136,8 @@ class StubEngine:
             ]
             _send(writer, 200, {"object": "list", "data": one})
         else:
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-length: 32\r\n\r\nvllm:num_requests_waiting{a=} 7\n"
-            )
+            text = self.metrics.encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
         await writer.drain()
 
     async def _stream(self, target: str, asked: dict, writer: asyncio.StreamWriter) -> None:
