@@ -31,6 +31,8 @@ WORK_SECONDS = 0.002
 """The thread works this long at a time, since the engine may wait for the interpreter meanwhile."""
 REST = 4
 """Times as long as it worked it then rests."""
+MOST_REST = 0.1
+"""Seconds; where a slow file system took the time, and not the interpreter, there is no need to rest."""
 
 
 class Announcer:
@@ -144,7 +146,7 @@ class Announcer:
             yield key
             worked = self._clock.now() - since
             if worked >= WORK_SECONDS:
-                if self._stopped.wait(worked * REST):
+                if self._stopped.wait(min(worked * REST, MOST_REST)):
                     return
                 since = self._clock.now()
 

@@ -18,7 +18,7 @@ from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.place import PLACE_FILE
 from kvstrata.vllm_plugin import announcer as module
 from kvstrata.vllm_plugin.announcer import Announcer
-from kvstrata.wire.batches import decode
+from kvstrata.wire.batches import decode_any
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import EngineFacts, Place
 
@@ -41,7 +41,7 @@ class Publisher:
     def publish(self, batch: Any) -> None:
         self.gate.wait(10)
         batch.data_parallel_rank = 0
-        found = decode(msgspec.msgpack.encode(batch))
+        found = decode_any(msgspec.msgpack.encode(batch))
         assert not found.skipped
         self.sizes.append(sum(len(event.hashes) for event in found.events))  # type: ignore[union-attr]
         self.contents.apply(found)
