@@ -110,6 +110,9 @@ class RouterConfig:
     host: str = _option("127.0.0.1", _text, "Address to listen at.")
     port: int = _option(8000, _port, "Port to listen at; 0 takes a free one.")
     policy: str = _option("least-loaded", _text, "How a replica is chosen.")
+    tokenizer: str | None = _option(
+        None, _text, "Directory of the model's files, for prompts of text; ids need none."
+    )
     api_keys: tuple[str, ...] = _option(
         (), _secrets, "Keys that clients must show; without any, theirs is passed on to the engine."
     )
@@ -258,7 +261,7 @@ def read_config(
 
 def only_at_start(old: RouterConfig, new: RouterConfig) -> list[str]:
     """Names of changed settings that need a restart of the router to take effect."""
-    fixed = ("host", "port", "policy", "max_head", "engine_keepalive")
+    fixed = ("host", "port", "policy", "tokenizer", "max_head", "engine_keepalive")
     return [name for name in fixed if getattr(old, name) != getattr(new, name)]
 
 

@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +18,10 @@ from kvstrata.fleet.discovery import discover, infos
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
+from kvstrata.router.chat import ChatTemplate
 from kvstrata.router.chooser import PolicyChooser, Result, candidate
+from kvstrata.router.ids import warm
+from kvstrata.router.incremental import IncrementalTokenizer
 from kvstrata.router.prompts import Prompt, PromptReader, read_body
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Hashes, Policy, RequestView, Reuse
@@ -28,9 +32,15 @@ log = logging.getLogger(__name__)
 
 BELIEVED = {Trust.SYNCED: 1.0, Trust.CATCHING_UP: 0.5, Trust.STALE: 0.25}
 """How much a policy trusts the index of a replica whose stream is so."""
+UNKNOWN = Recipe("sha256", BlockHasher("sha256", 16).none_hash, 16)
+"""How prompts are told apart while no engine says how it does."""
 _CHATS = "/v1/chat/completions"
 _COMPLETIONS = "/v1/completions"
 _MOST_PENDING = 1 << 14
+
+
+BY_PROMPT = ("seconds", "tier-weighted", "approximate-prefix")
+"""Policies that ask what a request's prompt is."""
 
 
 class FleetChooser(PolicyChooser):
@@ -41,7 +51,7 @@ class FleetChooser(PolicyChooser):
 
     Args:
         policy: chooses.
-        fleet: what is followed; started and stopped by the caller.
+        fleet: what is followed.
         reader: makes token ids of requests.
     """
 
@@ -55,9 +65,15 @@ class FleetChooser(PolicyChooser):
         self._queries: dict[ModelShape, ReuseQuery] = {}
         self._addresses: dict[str, followed.Address] = {}
 
+    def start(self) -> None:
+        """Follow engines' events, in a thread. Compiles on a machine's first time; that takes a minute."""
+        warm()
+        self._fleet.start()
+
     def close(self) -> None:
         """No more requests."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._fleet.stop()
 
     # Whom to follow.
 
@@ -92,9 +108,9 @@ class FleetChooser(PolicyChooser):
     async def view(self, asked: Asked) -> RequestView:
         """See `Chooser`."""
         view = await super().view(asked)
-        recipes = self._recipes()
-        if not recipes or asked.request.path not in (_CHATS, _COMPLETIONS):
+        if asked.request.path not in (_CHATS, _COMPLETIONS):
             return view
+        recipes = self._recipes() or [UNKNOWN]
         loop = asyncio.get_running_loop()
         prompt, keys = await loop.run_in_executor(self._thread, self._read, asked, recipes)
         if prompt.tokens is None:
@@ -208,3 +224,28 @@ class FleetChooser(PolicyChooser):
             return (replica, ModelShape.of(facts), Recipe.of(facts)) if facts else None
         except (KeyError, ValueError):
             return None
+
+
+def follow(policy: Policy, tokenizer: str | None) -> FleetChooser:
+    """A chooser over a fleet of its own.
+
+    Args:
+        policy: chooses.
+        tokenizer: directory of the model's files, or None: then only prompts of token ids are known.
+
+    Raises:
+        ConfigError: the files cannot be read.
+    """
+    if tokenizer is None:
+        return FleetChooser(policy, Fleet(), PromptReader())
+    from tokenizers import Tokenizer
+
+    directory = Path(tokenizer)
+    if not (directory / "tokenizer.json").is_file():
+        raise ConfigError(f"there is no tokenizer.json in {directory}; give the model's directory")
+    try:
+        made = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # noqa: BLE001 - boundary: the package raises Exception itself
+        raise ConfigError(f"{directory}/tokenizer.json cannot be read: {error}") from None
+    reader = PromptReader(IncrementalTokenizer(made), ChatTemplate.load(directory))
+    return FleetChooser(policy, Fleet(), reader)

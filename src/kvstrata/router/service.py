@@ -15,6 +15,7 @@ from kvstrata.router.application import Application
 from kvstrata.router.chooser import Chooser, PolicyChooser
 from kvstrata.router.config import RouterConfig, only_at_start
 from kvstrata.router.downstream import ClientConnection
+from kvstrata.router.fleet_chooser import BY_PROMPT, FleetChooser, follow
 from kvstrata.routing.policies import make_policy
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class Router:
         self._listening: socket.socket | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
+        self._follower: FleetChooser | None = None
+        if chooser is None and config.policy in BY_PROMPT:
+            chooser = self._follower = follow(make_policy(config.policy), config.tokenizer)
         chooser = chooser or PolicyChooser(make_policy(config.policy))
         self.application = Application(lambda: self.config, chooser, self.reload)
 
@@ -57,6 +61,9 @@ class Router:
     async def start(self) -> None:
         """Listen. Raises ConfigError when that cannot be."""
         loop = asyncio.get_running_loop()
+        if self._follower is not None:
+            # The first time on a machine this compiles for a minute.
+            await loop.run_in_executor(None, self._follower.start)
         clients = self.application.clients
         for replica in self.config.replica:
             self.application.replicas.add(replica)
@@ -145,6 +152,8 @@ class Router:
         if self._sweeping is not None:
             self._sweeping.cancel()
         await self.application.replicas.close()
+        if self._follower is not None:
+            self._follower.close()
         await asyncio.sleep(0)
         self.stopped.set()
 

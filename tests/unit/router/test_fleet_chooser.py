@@ -2,14 +2,16 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from router_lab import ask, fleet, run, until
 from stub_engine import StubEngine
 
 from kvstrata.chunks.block_hashes import BlockHasher
+from kvstrata.errors import ConfigError
 from kvstrata.fleet.fleet import Fleet
-from kvstrata.router.fleet_chooser import FleetChooser
+from kvstrata.router.fleet_chooser import FleetChooser, follow
 from kvstrata.router.prompts import PromptReader
 from kvstrata.routing.decision import Decision
 from kvstrata.routing.policies import make_policy
@@ -67,7 +69,6 @@ class Following:
 
     def close(self) -> None:
         self.chooser.close()
-        self.fleet.stop()
         for engine in self.events.values():
             engine.close()
 
@@ -80,7 +81,7 @@ class Following:
 def following() -> Iterator[Following]:
     with tempfile.TemporaryDirectory(prefix="kv") as directory:
         made = Following(lambda name: f"ipc://{directory}/{name}")
-        made.fleet.start()
+        made.chooser.start()
         yield made
         made.close()
 
@@ -155,3 +156,28 @@ def test_prompts_do_not_pile_up(following: Following) -> None:
             await until(lambda: not following.chooser._keys)
 
     run(go())
+
+
+def test_a_router_of_such_a_policy_follows_by_itself(following: Following) -> None:
+    following.events["b"].publish(stored(prompt(3), "GPU"))
+    following.events["b"].settle()
+
+    async def go() -> None:
+        async with fleet(*following.engines, policy="tier-weighted") as router:
+            chooser = router.application.chooser
+            assert isinstance(chooser, FleetChooser)
+            await until(lambda: chooser._fleet.settled and len(chooser._recipes()) == 1)
+            await until(lambda: all(one.facts for one in chooser._fleet.replicas))
+            for _ in range(3):
+                got = await ask(router, {"model": "tiny", "prompt": prompt(3)})
+                assert got.headers["x-kvstrata-replica"] == "b"
+
+    run(go())
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        follow(make_policy("seconds"), str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        follow(make_policy("seconds"), str(tmp_path))
