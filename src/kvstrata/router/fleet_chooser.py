@@ -245,7 +245,7 @@ def follow(policy: Policy, tokenizer: str | None) -> FleetChooser:
         raise ConfigError(f"there is no tokenizer.json in {directory}; give the model's directory")
     try:
         made = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # noqa: BLE001 - boundary: the package raises Exception itself
+    except Exception as error:  # noqa: BLE001  # boundary: the package raises nothing finer
         raise ConfigError(f"{directory}/tokenizer.json cannot be read: {error}") from None
     reader = PromptReader(IncrementalTokenizer(made), ChatTemplate.load(directory))
     return FleetChooser(policy, Fleet(), reader)
