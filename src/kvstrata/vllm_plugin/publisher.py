@@ -37,6 +37,8 @@ RECENT = 1024
 """Batches whose digests an answer gives; more than can be on their way to a subscriber that keeps up."""
 PARTS = 10_000
 """Parts of an answer that are never dropped, whatever the ring's size: over a hundred million blocks."""
+MAKING_SECONDS = 10.0
+"""An engine that knows less of itself than it will is not answered for, but no longer than this."""
 STORAGE = "STORAGE"
 _QUESTIONS = {question.value: question for question in Question}
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -124,6 +126,7 @@ class SnapshotPublisher(ZmqEventPublisher):
         self, data_parallel_rank: int, *args: Any, buffer_steps: int = 10_000, **kwargs: Any
     ) -> None:
         self._epoch = os.urandom(16)
+        self._made = time.monotonic() + MAKING_SECONDS
         self._ring = Ring(buffer_steps)
         self._engine = _introduced.pop() if _introduced else None
         super().__init__(data_parallel_rank, *args, buffer_steps=buffer_steps, **kwargs)
@@ -197,6 +200,8 @@ class SnapshotPublisher(ZmqEventPublisher):
     def _answer(self, client: bytes, question: Question) -> None:
         assert self._replay is not None
         facts = self._engine.facts() if self._engine is not None else None
+        if self._engine is not None and facts is None and time.monotonic() < self._made:
+            return  # vLLM draws its hash seed a moment later; whoever asked asks again
         header = Header(
             VERSION,
             self._epoch,

@@ -279,7 +279,19 @@ def test_storage_that_the_engine_turned_away_from_is_left_out(make: Make) -> Non
     line.publish(*(stored(1, medium="STORAGE", owner=place.owner) for place in (HERE, GONE)))
     assert set(line.snapshot().held) == {HERE}
     engine.answer = None
+    line.publisher._made = 0.0
     assert set(line.snapshot().held) == {HERE}
+
+
+def test_an_engine_that_is_still_being_made_is_not_answered_for(make: Make) -> None:
+    engine = Engine()
+    engine.answer = None
+    introduce(engine)
+    line = make()
+    line.socket.send_multipart([b"", Question.SNAPSHOT.value])
+    assert not line.socket.poll(500)
+    engine.answer = FACTS
+    assert line.snapshot().header.facts == FACTS
 
 
 def test_whether_a_block_may_be_believed_in(make: Make) -> None:
