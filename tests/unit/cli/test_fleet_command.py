@@ -17,7 +17,7 @@ from kvstrata.errors import ConfigError
 from kvstrata.fleet.discovery import discover, reachable
 from kvstrata.wire.batches import low_bits
 from kvstrata.wire.snapshot import EngineFacts, GroupFacts
-from tests.unit.events.fake_engine import FakeEngine
+from tests.unit.events.fake_publisher import FakeEngine
 
 HASHER = BlockHasher("sha256", 16)
 FACTS = EngineFacts(

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, Proxy, random_events
+from fake_publisher import FakeEngine, Proxy, random_events
 
 from kvstrata.errors import ConfigError
 from kvstrata.events.connection import Feed
@@ -22,7 +22,7 @@ from kvstrata.events.subscriber import Subscriber
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import Place
 
-FAKE = Path(__file__).with_name("fake_engine.py")
+FAKE = Path(__file__).with_name("fake_publisher.py")
 SECONDS = 20.0
 QUICK = Limits(answer_seconds=0.3, connect_seconds=0.2, check_seconds=0.1, late_seconds=0.05)
 

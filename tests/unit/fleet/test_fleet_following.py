@@ -16,7 +16,7 @@ from kvstrata.events.stream import Trust
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.replica import Address
 from kvstrata.wire.snapshot import EngineFacts, GroupFacts, Place
-from tests.unit.events.fake_engine import FakeEngine, random_events
+from tests.unit.events.fake_publisher import FakeEngine, random_events
 
 QUICK = Limits(answer_seconds=0.3, connect_seconds=0.2, check_seconds=0.1, late_seconds=0.05)
 SHARED = "names@place"

@@ -12,7 +12,7 @@ from kvstrata.events.stream import Trust
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.replica import Address
 from kvstrata.wire.snapshot import END, VERSION, Header, Question, encode
-from tests.unit.events.fake_engine import random_events
+from tests.unit.events.fake_publisher import random_events
 
 PLACES = (("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"),)
 ODD_NUMBERS = (0, 1, 7, 2**31, 2**62, 2**63, 2**64 - 2, 2**64 - 1)

@@ -17,7 +17,7 @@ from kvstrata.routing.decision import Decision
 from kvstrata.routing.policies import make_policy
 from kvstrata.wire.batches import low_bits
 from kvstrata.wire.snapshot import EngineFacts, GroupFacts
-from tests.unit.events.fake_engine import FakeEngine
+from tests.unit.events.fake_publisher import FakeEngine
 
 HASHER = BlockHasher("sha256", 16)
 GROUPS = (GroupFacts(0, "full", 16, 1, 1024), GroupFacts(1, "window", 16, 1, 1024, 32))

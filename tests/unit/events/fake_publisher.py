@@ -1,6 +1,6 @@
 """An engine's publisher without the engine: vLLM's `ZmqEventPublisher` protocol, and our questions.
 
-As a program, `python fake_engine.py '{"events": ..., "replay": ..., ...}'` publishes what each line of its
+As a program, `python fake_publisher.py '{"events": ..., "replay": ..., ...}'` publishes what each line of its
 standard input says (JSON: a list of events), and answers each line with the number of its last batch.
 """
 
