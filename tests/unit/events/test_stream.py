@@ -152,7 +152,7 @@ class Network(RuleBasedStateMachine):
         while self.question is not None:  # the last check
             self.answer()
         assert self.stream.trust is not Trust.CATCHING_UP
-        if self.stream.reason == "its ring of batches is empty":
+        if self.stream.reason.endswith("its ring of batches is empty"):
             # Stock vLLM that restarted unseen, published nothing and can say nothing: stale until it does.
             assert self.stream.trust is Trust.STALE and not self.speaks and not self.published
         elif self.askable:
