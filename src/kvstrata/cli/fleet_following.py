@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from rich.live import Live
 
-from kvstrata.chunks.block_hashes import BlockHasher
+from kvstrata.chunks.block_hashes import BlockHasher, low_bits
 from kvstrata.cli import console, fleet_view
 from kvstrata.cli.fleet_places import Tokens, addresses, prompt
 from kvstrata.events.stream import Trust
@@ -19,7 +18,6 @@ from kvstrata.fleet.replica import Rank
 from kvstrata.routing.reuse import explain as explained
 from kvstrata.routing.reuse import find_reuse
 from kvstrata.routing.shape import Holdings, ModelShape
-from kvstrata.wire.batches import low_bits
 
 REFRESH_SECONDS = 0.5
 __all__ = ["all_synced", "explanations", "following", "prompt", "settle", "show"]
@@ -85,9 +83,7 @@ def _explain(followed: Fleet, rank: Rank, tokens: Tokens, salt: str | None) -> d
     if not facts.hash_algorithm:
         recipe = Recipe("sha256", BlockHasher("sha256", 1).none_hash, facts.hash_tokens)
         notes.append("how it makes block hashes was not seen; vLLM's default is assumed")
-    hasher = BlockHasher(recipe.algorithm, recipe.hash_tokens, "0")
-    hasher.none_hash = recipe.none_hash
-    hashes = np.array([low_bits(value) for value in hasher.hashes(tokens, salt=salt)], np.uint64)
+    hashes = low_bits(recipe.hasher().hashes(tokens, salt=salt))
     try:
         shape = ModelShape.of(facts)
     except ValueError as error:

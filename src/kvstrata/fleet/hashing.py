@@ -34,14 +34,23 @@ class Recipe:
         """What an engine told of itself."""
         return cls(facts.hash_algorithm, facts.none_hash, facts.hash_tokens)
 
+    def hasher(self) -> BlockHasher:
+        """Computes hashes as the engine does.
+
+        Raises:
+            ConfigError: the algorithm is not known.
+        """
+        # The seed matters only for the parent of the first block, which is given.
+        hasher = BlockHasher(self.algorithm, self.hash_tokens, "0")
+        hasher.none_hash = self.none_hash
+        return hasher
+
     def makes(self, sample: Sample) -> bool:
         """Whether it gives the sample's hash; False too where it cannot be computed."""
         if self.hash_tokens < 1 or len(sample.tokens) % self.hash_tokens:
             return False
         try:
-            # The seed matters only for the parent of the first block, which is given.
-            hasher = BlockHasher(self.algorithm, self.hash_tokens, "0")
-            hashes = hasher.hashes(sample.tokens, parent=self.none_hash)
+            hashes = self.hasher().hashes(sample.tokens)
         except (ConfigError, ValueError):
             return False
         # A block of several hashes goes by the last of them.

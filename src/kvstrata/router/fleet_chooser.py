@@ -172,10 +172,7 @@ class FleetChooser(PolicyChooser):
     def _hasher(self, recipe: Recipe) -> KnownPrefixes | None:
         if recipe not in self._hashers:
             try:
-                # The seed matters only for the parent of the first block, which the engine told.
-                hasher = BlockHasher(recipe.algorithm, recipe.hash_tokens, "0")
-                hasher.none_hash = recipe.none_hash
-                self._hashers[recipe] = KnownPrefixes(hasher)
+                self._hashers[recipe] = KnownPrefixes(recipe.hasher())
             except ConfigError as error:
                 log.warning("prompts cannot be hashed as an engine does: %s", error)
                 self._hashers[recipe] = None
@@ -199,8 +196,9 @@ class FleetChooser(PolicyChooser):
                 if hashes is not None:
                     answer = answers.get((shape, recipe))
                     if answer is None:
-                        query = self._queries.setdefault(shape, ReuseQuery(shape))
-                        answer = query.ask(index, hashes, view.tokens, load_cap=view.load_cap)
+                        answer = self._query(shape).ask(
+                            index, hashes, view.tokens, load_cap=view.load_cap
+                        )
                         answers[shape, recipe] = answer
                     # Which of its ranks takes a request is the engine's to say: the poorest is certain.
                     each = [answer.of(rank.number) for rank in known.ranks]
@@ -214,6 +212,13 @@ class FleetChooser(PolicyChooser):
                         ends_only=any(group.windowed for group in shape.groups),
                     )
                 )
+        return found
+
+    def _query(self, shape: ModelShape) -> ReuseQuery:
+        """The one for a shape, with its working memory."""
+        found = self._queries.get(shape)
+        if found is None:
+            found = self._queries[shape] = ReuseQuery(shape)
         return found
 
     def _known(self, name: str) -> tuple[followed.Replica, ModelShape, Recipe] | None:
