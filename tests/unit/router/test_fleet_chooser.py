@@ -12,7 +12,7 @@ from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.router.fleet_chooser import FleetChooser, follow
-from kvstrata.router.prompts import PromptReader
+from kvstrata.router.reading import Reading
 from kvstrata.routing.decision import Decision
 from kvstrata.routing.policies import make_policy
 from kvstrata.wire.batches import low_bits
@@ -57,7 +57,7 @@ class Following:
             for name in "ab"
         ]
         self.fleet = Fleet()
-        self.chooser = FleetChooser(make_policy("seconds"), self.fleet, PromptReader())
+        self.chooser = FleetChooser(make_policy("seconds"), self.fleet, Reading())
         self.decisions: list[Decision] = []
         decide = self.chooser._policy.decide
 
@@ -153,7 +153,7 @@ def test_prompts_do_not_pile_up(following: Following) -> None:
             await following.synced()
             for number in range(5):
                 await ask(router, {"model": "tiny", "prompt": prompt(number)})
-            await until(lambda: not following.chooser._keys)
+            await until(lambda: not following.chooser._reads)
 
     run(go())
 
