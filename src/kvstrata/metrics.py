@@ -104,6 +104,18 @@ LOAD_WAIT = Metric(
 STUCK_THREADS = Metric(
     "kvstrata_stuck_threads", Kind.GAUGE, "I/O threads in a call that does not return."
 )
+SET_ASIDE = Metric(
+    "kvstrata_set_aside",
+    Kind.GAUGE,
+    "1 while a tier's reads or writes keep failing and are not tried, but for a test now and then.",
+    ("tier", "operation"),
+)
+REFUSED = Metric(
+    "kvstrata_refused",
+    Kind.COUNTER,
+    "Reads and writes that were not tried because the tier is set aside.",
+    ("tier", "operation"),
+)
 
 INFO = Metric(
     "kvstrata_info",
@@ -143,6 +155,8 @@ ALL = (
     JUNCTIONS,
     LOAD_WAIT,
     STUCK_THREADS,
+    SET_ASIDE,
+    REFUSED,
 )
 """Every metric."""
 

@@ -31,6 +31,11 @@ class PassingTier(Tier):
         self.name = inner.name
         self.inner = inner
 
+    @property
+    def usable(self) -> bool:
+        """See `Tier.usable`."""
+        return self.inner.usable
+
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """See `Tier.probe`."""
         return self.inner.probe(keys)

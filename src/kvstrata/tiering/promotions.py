@@ -203,6 +203,7 @@ class Promotions:
         if (
             self.storage is None
             or here.boundary >= best.boundary
+            or not self.storage.usable
             or (self._runner is not None and self._runner.exhausted)
         ):
             self._settle(load, here)
@@ -342,7 +343,7 @@ class Promotions:
     def _again(self, load: Load) -> None:
         self._memory.unpin(load.pinned)
         load.pinned = []
-        if load.rounds < MAX_SURVEYS:
+        if load.rounds < MAX_SURVEYS and self.storage is not None and self.storage.usable:
             self._survey(load)
         else:
             self._settle(load, self._in_memory(load))

@@ -10,7 +10,7 @@ from kvstrata.tiering.loads import batches
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
-from kvstrata.tiers.tier import Failed, Present, Stored, Tier, WriteOutcome
+from kvstrata.tiers.tier import SET_ASIDE, Failed, Present, Stored, Tier, WriteOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,8 @@ class WriteBehind:
 
     def _failed(self, outcome: Failed) -> None:
         self._counters.count(m.WRITES_DROPPED, 1, (outcome.reason,))
+        if outcome.reason == SET_ASIDE:
+            return  # whoever set the tier aside has said so
         self._failures[outcome.reason] += 1
         if self._failures[outcome.reason] <= LOGGED_FAILURES:
             logger.warning(

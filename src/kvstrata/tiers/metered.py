@@ -32,6 +32,11 @@ class MeteredTier(Tier):
         self._clock = clock
         self._observer = observer
 
+    @property
+    def usable(self) -> bool:
+        """See `Tier.usable`."""
+        return self._inner.usable
+
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """See `Tier.probe`."""
         return self._inner.probe(keys)

@@ -53,6 +53,9 @@ class Failed:
     detail: str
 
 
+SET_ASIDE = "set_aside"
+"""Reason of a write that was not tried; see `kvstrata.tiers.breaker`."""
+
 ReadOutcome = Loaded | Missing | Bad
 WriteOutcome = Stored | Present | Failed
 
@@ -71,6 +74,11 @@ class Tier(ABC):
 
     owner: str | None = None
     """Of a tier that several engines may share: names what it holds and where; equal for all who share."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether reads are worth asking for now; false while a tier that keeps failing is set aside."""
+        return True
 
     @abstractmethod
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:

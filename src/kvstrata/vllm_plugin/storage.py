@@ -10,6 +10,7 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock
 from kvstrata.options import Options
+from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.metered import MeteredTier
 from kvstrata.tiers.tier import Bad, ReadOutcome, Tier, WriteOutcome
@@ -72,4 +73,33 @@ def open_storage(
             counters.count(m.BYTES, nbytes, ("filesystem", operation))
         counters.count(m.SECONDS, seconds, ("filesystem", operation))
 
-    return MeteredTier(tier, clock, observe)
+    metered = MeteredTier(tier, clock, observe)
+    return BreakerTier(metered, clock, options.read_deadline, _Watch(options.path, counters))
+
+
+class _Watch:
+    """Says once when storage is set aside, and once when it is taken back; called in any thread."""
+
+    def __init__(self, path: str, counters: m.Metrics) -> None:
+        self._path = path
+        self._counters = counters
+        for operation in ("read", "write"):
+            counters.level(m.SET_ASIDE, 0, ("filesystem", operation))
+
+    def changed(self, operation: str, set_aside: bool, why: str) -> None:
+        """See `kvstrata.tiers.breaker.Observer`."""
+        self._counters.level(m.SET_ASIDE, float(set_aside), ("filesystem", operation))
+        if set_aside:
+            logger.warning(
+                "kvstrata: %ss at %s keep failing (%s); they are not tried any more but for a test now and "
+                "then (metric kvstrata_set_aside)",
+                operation,
+                self._path,
+                why,
+            )
+        else:
+            logger.warning("kvstrata: %ss at %s work again", operation, self._path)
+
+    def refused(self, operation: str) -> None:
+        """See `kvstrata.tiers.breaker.Observer`."""
+        self._counters.count(m.REFUSED, 1, ("filesystem", operation))

@@ -17,6 +17,7 @@ from kvstrata.clock import ManualClock
 from kvstrata.testing import contract, stateful
 from kvstrata.testing.contract import TierContract
 from kvstrata.testing.stateful import TierMachine
+from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.metered import MeteredTier
@@ -36,6 +37,16 @@ def memory(nbytes: int, geometries: Mapping[int, GroupGeometry]) -> MemoryTier:
     return MemoryTier(memoryview(bytearray(nbytes)), geometries)
 
 
+class Unasked:
+    """An observer to whom nothing should happen."""
+
+    def changed(self, operation: str, set_aside: bool, why: str) -> None:
+        raise AssertionError(f"{operation} {why}")
+
+    def refused(self, operation: str) -> None:
+        raise AssertionError(operation)
+
+
 class TestMemory(TierContract):
     def make_tier(self, tmp_path: Path, geometries: Mapping[int, GroupGeometry]) -> Tier:
         return memory(contract.ARENA_BYTES, geometries)
@@ -46,6 +57,15 @@ class TestFilesystem(TierContract):
 
     def make_tier(self, tmp_path: Path, geometries: Mapping[int, GroupGeometry]) -> Tier:
         return filesystem(tmp_path, geometries)
+
+
+class TestGuardedFilesystem(TierContract):
+    """A breaker in front changes nothing while all is well."""
+
+    persistent = True
+
+    def make_tier(self, tmp_path: Path, geometries: Mapping[int, GroupGeometry]) -> Tier:
+        return BreakerTier(filesystem(tmp_path, geometries), ManualClock(), 10.0, Unasked())
 
 
 class TestMeteredFilesystem(TierContract):

@@ -1,0 +1,155 @@
+"""A tier that is set aside while it keeps failing, so that nobody waits for what does not come."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from kvstrata.chunks.key import ChunkKey
+from kvstrata.clock import Clock
+from kvstrata.errors import BadReason
+from kvstrata.tiers.circuit import Circuit
+from kvstrata.tiers.tier import (
+    SET_ASIDE,
+    Bad,
+    Failed,
+    Loaded,
+    ReadOutcome,
+    Stored,
+    Tier,
+    WriteOutcome,
+)
+
+_BROKEN = frozenset({BadReason.IO, BadReason.PERMISSION})
+"""Reasons that blame the tier; the others blame one record."""
+_REFUSALS = frozenset({"read_only"})
+"""Failed writes of a tier that works."""
+
+
+class Observer(Protocol):
+    """Told of changes and refusals, in the thread that caused them."""
+
+    def changed(self, operation: str, set_aside: bool, why: str) -> None:
+        """`operation` ("read" or "write") is set aside from now on, or taken back; `why` for people."""
+        ...
+
+    def refused(self, operation: str) -> None:
+        """One operation was not tried."""
+        ...
+
+
+class BreakerTier(Tier):
+    """Passes everything to another tier as long as that makes sense.
+
+    Reads and writes have a circuit each: a full disk can still be read. What is not tried is answered at
+    once: a read with `BadReason.SET_ASIDE`, a write with `Failed`. Probes and removals always go through;
+    callers look at `usable` before they probe.
+
+    Args:
+        inner: the tier that does the work.
+        clock: for pauses and for what takes too long.
+        patience: seconds after which an operation that still runs has failed.
+        observer: must be safe to call from several threads at once.
+    """
+
+    def __init__(self, inner: Tier, clock: Clock, patience: float, observer: Observer) -> None:
+        self.name = inner.name
+        self.owner = inner.owner
+        self._inner = inner
+        self._clock = clock
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._circuits = {"read": Circuit(patience), "write": Circuit(patience)}
+
+    @property
+    def usable(self) -> bool:
+        """See `Tier.usable`: also true when it is time for a test."""
+        with self._lock:
+            before = self._circuits["read"].open
+            answer = self._circuits["read"].tries(self._clock.now())
+            opened = self._circuits["read"].open and not before
+        if opened:
+            self._observer.changed("read", True, "reads do not end")
+        return answer and self._inner.usable
+
+    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `Tier.probe`."""
+        return self._inner.probe(keys)
+
+    def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
+        """See `Tier.read`."""
+        ticket = self._begin("read")
+        if ticket is None:
+            return Bad(BadReason.SET_ASIDE, f"{self.name} is set aside")
+        outcome: ReadOutcome | None = None
+        try:
+            outcome = self._inner.read(key, into, first_block)
+        finally:
+            self._end("read", ticket, _verdict(outcome), outcome)
+        return outcome
+
+    def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
+        """See `Tier.write`."""
+        ticket = self._begin("write")
+        if ticket is None:
+            return Failed(SET_ASIDE, f"{self.name} is set aside")
+        outcome: WriteOutcome | None = None
+        try:
+            outcome = self._inner.write(key, payload, first_block)
+        finally:
+            self._end("write", ticket, _verdict(outcome), outcome)
+        return outcome
+
+    def remove(self, key: ChunkKey) -> bool:
+        """See `Tier.remove`."""
+        return self._inner.remove(key)
+
+    def scan(self) -> Iterator[ChunkKey]:
+        """See `Tier.scan`."""
+        return self._inner.scan()
+
+    def close(self) -> None:
+        """See `Tier.close`."""
+        self._inner.close()
+
+    def _begin(self, operation: str) -> int | None:
+        circuit = self._circuits[operation]
+        with self._lock:
+            before = circuit.open
+            ticket = circuit.begin(self._clock.now())
+            opened = circuit.open and not before
+        if opened:
+            self._observer.changed(operation, True, f"{operation}s do not end")
+        if ticket is None:
+            self._observer.refused(operation)
+        return ticket
+
+    def _end(
+        self,
+        operation: str,
+        ticket: int,
+        succeeded: bool | None,
+        outcome: ReadOutcome | WriteOutcome | None,
+    ) -> None:
+        circuit = self._circuits[operation]
+        with self._lock:
+            before = circuit.open
+            circuit.end(ticket, succeeded, self._clock.now())
+            after = circuit.open
+        if before != after:
+            why = getattr(outcome, "detail", "") or f"{operation}s take too long"
+            self._observer.changed(operation, after, why if after else f"{operation}s work again")
+
+
+def _verdict(outcome: ReadOutcome | WriteOutcome | None) -> bool | None:
+    """Whether the tier did its work; None where the outcome does not tell."""
+    match outcome:
+        case Loaded() | Stored():
+            return True
+        case Bad(reason=reason):
+            return False if reason in _BROKEN else None
+        case Failed(reason=reason):
+            return None if reason in _REFUSALS else False
+        case None:
+            return False
+        case _:
+            return None
