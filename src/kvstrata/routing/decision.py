@@ -33,6 +33,7 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         model: as the client asked for it.
         arrival: when the router got the request, seconds.
         load_cap: the client's own `max_load_tokens`, or None.
+        doubt: what could not be known of the prompt, and why; empty if nothing. Only shown.
     """
 
     id: str
@@ -43,6 +44,7 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str = ""
     arrival: float = 0.0
     load_cap: int | None = None
+    doubt: str = ""
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):

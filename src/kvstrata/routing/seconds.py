@@ -32,7 +32,7 @@ from kvstrata.routing.decision import (
     Outcome,
     RequestView,
 )
-from kvstrata.routing.drift import Drift
+from kvstrata.routing.drift import what_happened
 from kvstrata.routing.history import History
 from kvstrata.routing.learning import Learner
 from kvstrata.routing.picking import pick
@@ -79,7 +79,6 @@ class Seconds:
         self._backlog = Backlog()
         self._predicted = History()
         self._remembered = History()
-        self._drift = Drift()
         self._probes = Probes()
         self._sessions: OrderedDict[str, str] = OrderedDict()
         self._placed = Decayed(PLACED_WINDOW)
@@ -194,7 +193,7 @@ class Seconds:
             # Nobody knows how far it came.
             self._predicted.drop(outcome.id)
             return
-        work = self._drift.compare(pending, outcome.cached_tokens)
+        work = what_happened(pending, outcome.cached_tokens)
         if pending.probe:
             actual = pending.ttft if work is not None else None
             self._probes.told(pending.probe, pending.foreseen, actual, now)
@@ -224,7 +223,6 @@ class Seconds:
             "replicas": {
                 name: {
                     **self.learner.describe(name),
-                    **self._drift.describe(name),
                     "wait_seconds": self._backlog.wait(name, now, self.learner.rates(name)),
                     "placed_tokens": self._placed.value(name, now),
                     "faults": self._faults.value(name, now),

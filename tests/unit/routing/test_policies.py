@@ -324,7 +324,7 @@ def test_other_routers_requests_and_full_seats_count() -> None:
     assert policy.decide(ask("1"), [full, replica("b")], 0.0).chosen == "b"
 
 
-def test_cached_tokens_that_disagree_are_counted_and_teach_no_bandwidth() -> None:
+def test_cached_tokens_that_disagree_teach_no_bandwidth() -> None:
     policy = Seconds()
     fleet = [replica("a", 0, 0, 7000)]
     before = policy.learner.learned("a")["storage_transfer"]
@@ -334,9 +334,6 @@ def test_cached_tokens_that_disagree_are_counted_and_teach_no_bandwidth() -> Non
         policy.observed(
             Outcome(id=str(number), replica="a", ttft=3.0, cached_tokens=0), number + 0.9
         )
-    told = policy.describe(40.0)["replicas"]["a"]
-    assert (told["cached_less"], told["cached_as_predicted"]) == (30, 0)
-    assert told["disagreeing"] > 0.7
     assert policy.learner.learned("a")["storage_transfer"] == before
 
 
