@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvstrata.router.asking import Asked
+from kvstrata.router.index_state import IndexState
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
+from kvstrata.routing.drift import Drift
 
 _CACHED = re.compile(rb'(?<!\\)"cached_tokens"\s*:\s*([0-9]{1,9})\b')
 """Inside an answer's text the quotes would be escaped."""
@@ -47,6 +49,11 @@ class Result:
 class Chooser(Protocol):
     """Chooses replicas. All calls come from the event loop's thread."""
 
+    @property
+    def drift(self) -> Drift:
+        """What was foreseen, against what came."""
+        ...
+
     async def view(self, asked: Asked) -> RequestView:
         """What there is to know of a request: once for each, before it is chosen for.
 
@@ -67,8 +74,8 @@ class Chooser(Protocol):
         """The first bytes of its streamed answer came, `ttft` seconds after it was sent."""
         ...
 
-    def observed(self, result: Result, now: float) -> None:
-        """What became of it."""
+    def observed(self, result: Result, view: RequestView, decision: Decision, now: float) -> None:
+        """What became of the attempt that `decision` led to."""
         ...
 
     def metrics(self, replica: Replica, text: bytes) -> None:
@@ -83,12 +90,30 @@ class Chooser(Protocol):
         """What it knows, as plain data for JSON."""
         ...
 
+    def index_of(self, replica: str, now: float) -> IndexState | None:
+        """How it stands with the index of a replica; None where none is kept."""
+        ...
+
+    def save(self, now: float) -> bytes:
+        """What it has learned, to be kept over a restart; empty when it learns nothing."""
+        ...
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Go on with what `save` wrote. Raises ConfigError, and has changed nothing then."""
+        ...
+
 
 class PolicyChooser:
     """Chooses by what the proxy itself sees: requests in flight, engines' queues, and sessions."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._drift = Drift()
+
+    @property
+    def drift(self) -> Drift:
+        """See `Chooser`."""
+        return self._drift
 
     async def view(self, asked: Asked) -> RequestView:
         """See `Chooser`."""
@@ -111,7 +136,7 @@ class PolicyChooser:
         """See `Chooser`."""
         self._policy.observed(Outcome(id=identity, replica=replica, final=False, ttft=ttft), now)
 
-    def observed(self, result: Result, now: float) -> None:
+    def observed(self, result: Result, view: RequestView, decision: Decision, now: float) -> None:
         """See `Chooser`."""
         outcome = Outcome(
             id=result.id,
@@ -121,6 +146,9 @@ class PolicyChooser:
             failed=result.failed,
         )
         self._policy.observed(outcome, now)
+        if view.tokens is not None and not result.failed:
+            appraisal = decision.appraisal
+            self._drift.note(appraisal, view.tokens, outcome.ttft, outcome.cached_tokens, now)
 
     def metrics(self, replica: Replica, text: bytes) -> None:
         """See `Chooser`; nothing in them matters here."""
@@ -132,6 +160,18 @@ class PolicyChooser:
     def describe(self, now: float) -> Mapping[str, Any]:
         """See `Chooser`."""
         return self._policy.describe(now)
+
+    def index_of(self, replica: str, now: float) -> IndexState | None:
+        """See `Chooser`."""
+        return None
+
+    def save(self, now: float) -> bytes:
+        """See `Chooser`."""
+        return self._policy.save(now)
+
+    def restore(self, data: bytes, now: float) -> None:
+        """See `Chooser`."""
+        self._policy.restore(data, now)
 
 
 def candidate(replica: Replica) -> Candidate:

@@ -1,7 +1,7 @@
 """Choosing by what the fleet's index says each replica holds of the request's prompt."""
 
 import logging
-from collections import OrderedDict
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +16,11 @@ from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
 from kvstrata.router.chooser import PolicyChooser, Result, candidate
+from kvstrata.router.index_state import IndexState, index_state
 from kvstrata.router.reading import Read, Reading, reading_of
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Policy, RequestView, Reuse
+from kvstrata.routing.drift import Change, Verdict
 from kvstrata.routing.fleet_reuse import FleetReuse, ReuseQuery
 from kvstrata.routing.shape import ModelShape
 
@@ -28,11 +30,24 @@ BELIEVED = {Trust.SYNCED: 1.0, Trust.CATCHING_UP: 0.5, Trust.STALE: 0.25}
 """How much a policy trusts the index of a replica whose stream is so."""
 UNKNOWN = Recipe("sha256", BlockHasher("sha256", 16).none_hash, 16)
 """How prompts are told apart while no engine says how it does."""
-_MOST_PENDING = 1 << 14
-
 
 BY_PROMPT = ("seconds", "tier-weighted", "approximate-prefix")
 """Policies that ask what a request's prompt is."""
+_WRONG = {
+    Verdict.LESS: "it computes tokens that its index says it holds",
+    Verdict.MORE: "it holds tokens of which its index knows nothing (were its prompts hashed otherwise, such "
+    "as by another tokenizer or chat template?)",
+}
+
+
+class PromptView(RequestView, frozen=True, kw_only=True, gc=False):
+    """A request whose prompt was looked at.
+
+    Attributes:
+        read: what is known of the prompt.
+    """
+
+    read: Read
 
 
 class FleetChooser(PolicyChooser):
@@ -48,9 +63,9 @@ class FleetChooser(PolicyChooser):
         super().__init__(policy)
         self._fleet = fleet
         self._reading = reading
-        self._reads: OrderedDict[str, Read] = OrderedDict()
         self._queries: dict[ModelShape, ReuseQuery] = {}
         self._addresses: dict[str, followed.Address] = {}
+        self._silent: dict[str, str] = {}
 
     def start(self) -> None:
         """Follow engines' events, in a thread. Compiles on a machine's first time; that takes a minute."""
@@ -70,22 +85,39 @@ class FleetChooser(PolicyChooser):
         try:
             told = infos(text.decode(errors="replace"))
             address = discover(replica.name, replica.config.url, told)
-        except ConfigError:
-            return  # it publishes nothing: the policy goes by what it sent there
-        if self._addresses.get(replica.name) == address:
-            return
-        self._unfollow(replica.name)
-        try:
-            self._fleet.add(address)
+            if self._addresses.get(replica.name) != address:
+                self._unfollow(replica.name)
+                self._fleet.add(address)
+                self._addresses[replica.name] = address
+                self._silent.pop(replica.name, None)
         except (ConfigError, ValueError) as error:
-            log.warning("the events of %s cannot be followed: %s", replica.name, error)
-            return
-        self._addresses[replica.name] = address
+            # The policy goes by what it sent there.
+            if self._silent.get(replica.name) != str(error):
+                log.warning("the events of %s are not followed: %s", replica.name, error)
+                self._silent[replica.name] = str(error)
+        self._look(replica.name, time.monotonic())
+
+    def _look(self, replica: str, now: float) -> None:
+        """Say when a replica's index goes wrong or right, and have it made anew where that is due."""
+        match self._drift.look(replica, now):
+            case Change.RAISED:
+                what = self._drift.alarm(replica)
+                assert what is not None
+                log.warning("the index of %s is not believed: %s", replica, _WRONG[what])
+            case Change.CLEARED:
+                log.warning("the index of %s is believed again", replica)
+        if self._drift.resync_due(replica, now) and replica in self._addresses:
+            address = self._addresses[replica]
+            self._fleet.remove(replica)
+            self._fleet.add(address)
+            self._drift.resynced(replica, now)
 
     def forget(self, replica: str) -> None:
         """See `Chooser`; one that comes back is followed anew."""
         super().forget(replica)
         self._reading.forget(replica)
+        self._drift.restarted(replica)
+        self._silent.pop(replica, None)
         self._unfollow(replica)
 
     def _unfollow(self, replica: str) -> None:
@@ -98,30 +130,31 @@ class FleetChooser(PolicyChooser):
         """See `Chooser`."""
         view = await super().view(asked)
         read = await self._reading.read(asked, self._recipes() or [UNKNOWN])
-        self._reads[asked.id] = read
-        while len(self._reads) > _MOST_PENDING:
-            self._reads.popitem(last=False)
-        tokens = read.prompt.tokens
-        if tokens is None:
-            return view
-        some = read.some()
-        return msgspec.structs.replace(
-            view,
-            tokens=len(tokens),
-            prefix=some[0] if some else None,
-            prefix_tokens=some[1] if some else 16,
-        )
+        plain = {name: getattr(view, name) for name in view.__struct_fields__}
+        plain["doubt"] = read.prompt.doubt
+        if read.prompt.tokens is not None:
+            plain["tokens"] = len(read.prompt.tokens)
+            some = read.some()
+            if some is not None:
+                plain["prefix"], plain["prefix_tokens"] = some
+        return PromptView(**plain, read=read)
 
     def choose(self, view: RequestView, replicas: Sequence[Replica], now: float) -> Decision:
         """See `Chooser`."""
-        read = self._reads.get(view.id)
+        read = view.read if isinstance(view, PromptView) else None
         return self._policy.decide(view, self._candidates(view, read, replicas), now)
 
-    def observed(self, result: Result, now: float) -> None:
+    def observed(self, result: Result, view: RequestView, decision: Decision, now: float) -> None:
         """See `Chooser`."""
-        super().observed(result, now)
-        if not result.failed:
-            self._reads.pop(result.id, None)
+        super().observed(result, view, decision, now)
+        self._look(result.replica, now)
+
+    def index_of(self, replica: str, now: float) -> IndexState | None:
+        """See `Chooser`."""
+        if replica in self._addresses:
+            return index_state(self._fleet, replica, now)
+        why = self._silent.get(replica, "its metrics have not been read yet")
+        return IndexState(Trust.STALE.value, why)
 
     def describe(self, now: float) -> Mapping[str, Any]:
         """See `Chooser`."""
@@ -166,11 +199,17 @@ class FleetChooser(PolicyChooser):
                     msgspec.structs.replace(
                         plain,
                         reuse=reuse,
-                        trust=BELIEVED[trust],
+                        trust=BELIEVED[trust] * self._drift.trust(replica.name),
+                        index_age=self._age(known),
                         ends_only=any(group.windowed for group in shape.groups),
                     )
                 )
         return found
+
+    def _age(self, known: followed.Replica) -> float:
+        """Seconds since nothing was known to be missing of it."""
+        now = time.monotonic()
+        return max(self._fleet.status(rank).lag(now) for rank in known.ranks)
 
     def _query(self, shape: ModelShape) -> ReuseQuery:
         """The one for a shape, with its working memory."""

@@ -177,7 +177,7 @@ class Proxy:
             failed=failed,
         )
         self._replicas.finished(run.replica, run.attempt)
-        self._chooser.observed(result, now)
+        self._chooser.observed(result, run.view, run.decision, now)
         self._meters.answered(run.asked.request.path, result)
 
     @property
@@ -201,8 +201,8 @@ class _Run:
     ) -> None:
         self._proxy = proxy
         self._client = client
-        self._decision = decision
-        self._view = view
+        self.decision = decision
+        self.view = view
         self.asked = asked
         self.replica = replica
         self.attempt = attempt
@@ -250,8 +250,8 @@ class _Run:
     def _send(self, connection: EngineConnection, again: bool) -> Relay:
         settings, asked = self._proxy.settings, self.asked
         body = asked.request.body
-        cap = self._decision.load_cap
-        if cap is not None and cap != self._view.load_cap:
+        cap = self.decision.load_cap
+        if cap is not None and cap != self.view.load_cap:
             body = with_load_cap(asked, cap)
         marks = asked.id.encode(), self.replica.name.encode()
         relay = Relay(

@@ -308,3 +308,15 @@ class Policy(Protocol):
     def describe(self, now: float) -> Mapping[str, Any]:
         """What the policy has learned and remembers, as plain data for JSON."""
         ...
+
+    def save(self, now: float) -> bytes:
+        """What it has learned, to be kept over a restart; empty when it learns nothing."""
+        ...
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Go on with what `save` wrote.
+
+        Raises:
+            ConfigError: it did not write that; nothing has changed then.
+        """
+        ...

@@ -268,9 +268,13 @@ class Drift:
             return 1.0
         return max(1 - replica.less_share.careful, LEAST_TRUST)
 
-    def forget(self, name: str) -> None:
-        """The replica is gone."""
-        self._replicas.pop(name, None)
+    def restarted(self, name: str) -> None:
+        """The replica begins anew, and so does its index. What was counted stays."""
+        replica = self._replicas.get(name)
+        if replica is not None:
+            replica.less_share.clear()
+            replica.more_share.clear()
+            replica.alarm = None
 
     def describe(self, name: str) -> dict[str, Any]:
         """Counts, shares, and the mean error of the first token's logarithm, signed and unsigned."""

@@ -96,6 +96,13 @@ class _Simple:
         """Only the name."""
         return {"policy": self.name}
 
+    def save(self, now: float) -> bytes:
+        """Nothing."""
+        return b""
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Nothing to go on with."""
+
 
 class RoundRobin(_Simple):
     """One after the other, in the order of the names."""

@@ -197,10 +197,10 @@ def test_the_error_of_the_first_token_is_a_logarithm() -> None:
     assert abs(told["ttft_bias"]) < 0.05
 
 
-def test_a_replica_that_is_gone_leaves_nothing() -> None:
+def test_a_replica_that_restarts_is_believed_and_its_counts_stay() -> None:
     drift = Drift()
     at = answers(drift, 10, said(4000), 0, 0.0)
     drift.look("a", at)
-    drift.forget("a")
-    assert drift.alarm("a") is None and drift.describe("a")["cached_less"] == 0
+    drift.restarted("a")
+    assert drift.alarm("a") is None and drift.describe("a")["cached_less"] == 10
     assert drift.look("a", at) is Change.NONE and not drift.resync_due("a", at)
