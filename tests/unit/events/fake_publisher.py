@@ -43,7 +43,7 @@ def random_events(dice: random.Random, count: int, hashes: int = 500) -> list[Ev
         if place["medium"] == "STORAGE":
             place["ownership"] = "names@place"
         if kind < 0.6:
-            stored = {"parent_block_hash": None, "token_ids": [], "block_size": 0}
+            stored: Event = {"parent_block_hash": None, "token_ids": [], "block_size": 0}
             made.append({"type": "BlockStored", "lora_id": None, **stored, **place})
         else:
             made.append({"type": "BlockRemoved", **place})

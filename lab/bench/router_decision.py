@@ -1,0 +1,189 @@
+"""What one choice costs, without HTTP: `python -m lab.bench.router_decision ROUNDS` prints samples as JSON.
+
+In a process of its own, in the router's kind of loop. The fleet's index is filled directly: the replicas
+publish nothing, and are taken for followed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import uvloop
+
+from kvstrata.chunks.block_hashes import BlockHasher, low_bits
+from kvstrata.events.stream import Trust
+from kvstrata.fleet.fleet import Fleet
+from kvstrata.fleet.replica import Address
+from kvstrata.router.asking import Asked, ask
+from kvstrata.router.config import parse_replica
+from kvstrata.router.fleet_chooser import FleetChooser
+from kvstrata.router.ids import parse_ids
+from kvstrata.router.inbound import Request
+from kvstrata.router.prompts import Body, Prompt, PromptReader, read_body
+from kvstrata.router.reading import COMPLETIONS, Reading
+from kvstrata.router.replicas import Replica
+from kvstrata.router.upstream import EnginePool
+from kvstrata.routing.policies import make_policy
+from kvstrata.wire.snapshot import EngineFacts, GroupFacts, Place
+from lab.bench.router_prompts import IDS, TAIL, body, listed
+
+TOKENS, REPLICAS, BLOCK = 1 << 17, 64, 16
+EACH = 5
+"""Choices of one kind in a round."""
+_NONE = np.empty(0, np.uint64)
+_KINDS = (("full", 0), ("window", 128), ("state", 0))
+Ids = npt.NDArray[np.uint32]
+Samples = dict[str, list[float]]
+
+
+class Filled(Fleet):
+    """A fleet whose index is what the bench put there."""
+
+    def trust(self, name: str) -> tuple[Trust, str]:
+        """As of a replica whose events are followed without a gap."""
+        return Trust.SYNCED, ""
+
+
+class Given(PromptReader):
+    """Knows each prompt without reading it, to measure what comes after that."""
+
+    ids: Ids = np.empty(0, np.uint32)
+
+    def completion(self, body: Body) -> Prompt:
+        """The ids that were put in."""
+        return Prompt(self.ids)
+
+
+@dataclass(slots=True)
+class Case:
+    """A fleet of `REPLICAS`, of which each holds another length of one prompt, and its chooser.
+
+    Args:
+        groups: 1 is full attention; 3 are that, a window of 128 tokens and a state.
+        algorithm: of the block hashes.
+        given: whether ids are put in, or read from a body.
+    """
+
+    groups: int = 1
+    algorithm: str = "sha256"
+    given: bool = True
+    held: Ids = field(init=False)
+    chooser: FleetChooser = field(init=False)
+    replicas: list[Replica] = field(init=False)
+    _dice: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+    _reader: PromptReader = field(init=False)
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        hasher = BlockHasher(self.algorithm, BLOCK, "0")
+        self.held = self.draw(TOKENS - TAIL)
+        hashes = low_bits(hasher.hashes(self.held))
+        kinds = [
+            GroupFacts(n, kind, BLOCK, 1, 1 << 20, window)
+            for n, (kind, window) in enumerate(_KINDS[: self.groups])
+        ]
+        facts = EngineFacts("m", self.algorithm, hasher.none_hash, BLOCK, BLOCK, tuple(kinds))
+        fleet = Filled()
+        self.replicas = []
+        for number in range(REPLICAS):
+            config = parse_replica({"url": f"http://127.0.0.1:{number + 1}", "name": f"r{number}"})
+            self.replicas.append(Replica(config, EnginePool(config, 4.0)))
+            nobody = f"inproc://{number}"
+            followed = fleet.add(Address(config.name, ((nobody, None),)))
+            kept = hashes[: len(hashes) * (number + 1) // REPLICAS]
+            own = self._dice.integers(1, 2**64, len(hashes), np.uint64)
+            there = np.concatenate((kept, own))
+            held = {Place("GPU", group): (there, _NONE) for group in range(self.groups)}
+            for rank in followed.ranks:
+                fleet.index.restore(rank.number, held)
+                rank.told = facts
+        self._reader = Given() if self.given else PromptReader()
+        self.chooser = FleetChooser(make_policy("seconds"), fleet, Reading(self._reader))
+
+    def draw(self, tokens: int) -> Ids:
+        """New token ids."""
+        return self._dice.integers(300, IDS, tokens, np.uint32)
+
+    async def seconds(self, ids: Ids) -> tuple[float, float]:
+        """Of one choice, and to note that it is sent; with `given`, without the reading of ids."""
+        self._count += 1
+        whole = b'{"prompt":[1]}' if self.given else body(listed(ids), 2)
+        if isinstance(self._reader, Given):
+            self._reader.ids = ids
+        now = time.monotonic()
+        request = Request("POST", COMPLETIONS, b"", [], "127.0.0.1", now, True, True, whole)
+        begin = time.perf_counter()
+        asked: Asked = ask(request, str(self._count))
+        view = await self.chooser.view(asked)
+        decision = self.chooser.choose(view, self.replicas, now)
+        chosen = time.perf_counter()
+        self.chooser.sent(view, decision, now)
+        assert view.tokens == len(ids), view.doubt
+        return chosen - begin, time.perf_counter() - chosen
+
+
+async def choices(rounds: int) -> Samples:
+    """Milliseconds of a choice, by case."""
+    plain, hybrid, fast = Case(), Case(groups=3), Case(algorithm="xxhash")
+    whole = Case(given=False)
+    samples: Samples = {}
+    strange = plain.draw(TOKENS - TAIL)
+    for case in (plain, hybrid, fast, whole):
+        case.chooser.start()
+        await case.seconds(case.held)
+    await plain.seconds(strange)
+    cases: list[tuple[str, Case, Callable[[], Ids]]] = [
+        ("decision_known_ms", plain, lambda: plain.held),
+        ("decision_known_3_groups_ms", hybrid, lambda: hybrid.held),
+        ("decision_unheld_ms", plain, lambda: strange),
+        ("decision_cold_ms", plain, lambda: _NONE.astype(np.uint32)),
+        ("decision_cold_xxhash_ms", fast, lambda: _NONE.astype(np.uint32)),
+        ("decision_known_from_json_ms", whole, lambda: whole.held),
+    ]
+    for _ in range(rounds):
+        for name, case, begin in cases:
+            for _ in range(EACH):
+                known = begin()
+                ids = np.concatenate((known, case.draw(TOKENS - len(known))))
+                chosen, sent = await case.seconds(ids)
+                samples.setdefault(name, []).append(chosen * 1e3)
+                if case is plain:
+                    samples.setdefault("decision_noted_ms", []).append(sent * 1e3)
+    for case in (plain, hybrid, fast, whole):
+        case.chooser.close()
+    return samples
+
+
+def parsing(rounds: int) -> Samples:
+    """Milliseconds to read a body of `TOKENS` ids, by way."""
+    data = body(listed(np.random.default_rng(2).integers(300, IDS, TOKENS, np.uint32)), 2)
+    request = Request("POST", COMPLETIONS, b"", [], "127.0.0.1", 0.0, True, True, data)
+    ways: Sequence[tuple[str, Callable[[], object]]] = (
+        ("parse_json_ms", lambda: json.loads(data)),
+        ("parse_msgspec_ms", lambda: msgspec.json.decode(data)),
+        ("parse_ours_ms", lambda: parse_ids(bytes(read_body(data).prompt))),
+        ("parse_fields_ms", lambda: ask(request, "x")),
+    )
+    samples: Samples = {"body_kb": [len(data) / 1e3]}
+    for _ in range(rounds):
+        for name, way in ways:
+            for _ in range(EACH):
+                begin = time.perf_counter()
+                way()
+                samples.setdefault(name, []).append((time.perf_counter() - begin) * 1e3)
+    return samples
+
+
+def main() -> None:
+    """Print all samples."""
+    rounds = int(sys.argv[1])
+    print(json.dumps({**uvloop.run(choices(rounds)), **parsing(rounds)}))
+
+
+if __name__ == "__main__":
+    main()
