@@ -25,6 +25,7 @@ class Admin:
         chooser: asked what it knows.
         reload: reads the configuration again and returns notes for people; raises ConfigError.
         now: seconds, of the clock that the chooser is used with.
+        state: everything there is to show, as plain data for JSON.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class Admin:
         chooser: Chooser,
         reload: Callable[[], list[str]],
         now: Callable[[], float],
+        state: Callable[[], dict[str, Any]],
     ) -> None:
         self._replicas = replicas
         self._chooser = chooser
         self._reload = reload
         self._now = now
+        self._state = state
 
     def answer(self, request: Request, client: ClientConnection) -> None:
         """Answer it. Raises RefusedError."""
@@ -50,6 +53,8 @@ class Admin:
                 found = self._remove(path.removeprefix(PREFIX))
             case "GET", "/admin/policy":
                 found = self._chooser.describe(self._now())
+            case "GET", "/admin/state":
+                found = self._state()
             case "POST", "/admin/reload":
                 found = self._again()
             case _:

@@ -8,19 +8,23 @@ from typing import Any
 
 import msgspec
 
+from kvstrata import __version__
 from kvstrata.router.access import check_admin, check_key
 from kvstrata.router.admin import JSON, Admin
 from kvstrata.router.asking import ask
 from kvstrata.router.chooser import Chooser
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.downstream import ClientConnection, Clients
+from kvstrata.router.explain import DECISIONS, EXPLAIN, asked_about
 from kvstrata.router.headers import to_engine, value_of
 from kvstrata.router.inbound import Request
+from kvstrata.router.journal import Journal
 from kvstrata.router.line import Line
 from kvstrata.router.metrics import Meters
 from kvstrata.router.proxy import Proxy, new_id
 from kvstrata.router.refusals import RefusedError, engine_failed, unavailable
 from kvstrata.router.replicas import Replica, Replicas, fetch
+from kvstrata.router.standing import state_of
 from kvstrata.router.upstream import EngineError
 
 log = logging.getLogger(__name__)
@@ -70,13 +74,15 @@ class Application:
         self._id = new_id().encode()
         self.line = Line()
         self.meters = Meters()
+        self.journal = Journal(self.meters)
+        self._started = time.time()
         self.replicas = Replicas(config, self.line.wake)
         self.chooser = chooser
         self.replicas.removed = chooser.forget
         self.replicas.told = chooser.metrics
         self.clients = Clients(config, self.check, self.handle)
-        self._proxy = Proxy(config, self.replicas, self.line, chooser, self.meters, self._id)
-        self._admin = Admin(self.replicas, chooser, reload, time.monotonic)
+        self._proxy = Proxy(config, self.replicas, self.line, chooser, self.journal, self._id)
+        self._admin = Admin(self.replicas, chooser, reload, time.monotonic, self._state)
 
     def check(self, request: Request) -> None:
         """Judge a request by its head. Raises RefusedError."""
@@ -91,7 +97,7 @@ class Application:
         if path.startswith("/admin/"):
             check_admin(request, config.admin_key)
             return
-        allowed = "POST" if path in FORWARDED else "GET, HEAD" if path in _OWN else ""
+        allowed = _methods(path)
         if not allowed:
             text = f"The router has no {path:.200}."
             raise RefusedError(404, "not_found", text)
@@ -123,6 +129,11 @@ class Application:
             client.respond(200, kind, self._metrics())
         elif request.path == "/v1/models":
             await self._models(request, client)
+        elif request.path == EXPLAIN:
+            record = await self._proxy.explain(asked_about(request, new_id(), FORWARDED))
+            client.respond(200, JSON, msgspec.json.encode(record.as_dict()))
+        elif request.path.startswith(DECISIONS):
+            self._decision(request, client)
         else:
             self._admin.answer(request, client)
 
@@ -134,10 +145,36 @@ class Application:
         client.respond(200, [], b"")
 
     def _metrics(self) -> bytes:
-        clients = self.clients
+        clients, chooser, now = self.clients, self.chooser, time.monotonic()
+        replicas = list(self.replicas)
+        standings = {
+            one.name: (chooser.index_of(one.name, now), chooser.drift.describe(one.name))
+            for one in replicas
+        }
         return self.meters.text(
-            list(self.replicas), len(self.line), len(clients.connections), clients.buffered
+            replicas, standings, len(self.line), len(clients.connections), clients.buffered
         )
+
+    def _decision(self, request: Request, client: ClientConnection) -> None:
+        record = self.journal.ledger.get(request.path.removeprefix(DECISIONS))
+        if record is None:
+            text = "No such decision is known; only the last some thousand are remembered."
+            raise RefusedError(404, "decision_not_found", text)
+        client.respond(200, JSON, msgspec.json.encode(record.as_dict()))
+
+    def _state(self) -> dict[str, Any]:
+        clients = self.clients
+        router = {
+            "id": self._id.decode(),
+            "version": __version__,
+            "started": self._started,
+            "now": time.time(),
+            "waiting": len(self.line),
+            "connections": len(clients.connections),
+            "in_flight": sum(one.in_flight for one in self.replicas),
+            "buffered_bytes": clients.buffered,
+        }
+        return state_of(router, self.replicas, self.chooser, self.journal, time.monotonic())
 
     async def _models(self, request: Request, client: ClientConnection) -> None:
         """All models of all replicas that can be used, each once."""
@@ -162,6 +199,13 @@ class Application:
         except EngineError as error:
             log.warning("replica %s %s when asked for its models", replica.name, error.why)
             return 0, b""
+
+
+def _methods(path: str) -> str:
+    """Those that a path takes; empty if it is none of ours."""
+    if path in FORWARDED or path == EXPLAIN:
+        return "POST"
+    return "GET, HEAD" if path in _OWN or path.startswith(DECISIONS) else ""
 
 
 def _listed(body: bytes) -> list[Any]:

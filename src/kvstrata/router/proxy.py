@@ -11,8 +11,9 @@ from kvstrata.router.chooser import Chooser, Result
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.downstream import ClientConnection
 from kvstrata.router.headers import to_engine
+from kvstrata.router.journal import Journal, record_of
+from kvstrata.router.ledger import Record
 from kvstrata.router.line import Line
-from kvstrata.router.metrics import Meters
 from kvstrata.router.refusals import RefusedError, engine_failed, unavailable
 from kvstrata.router.relay import Relay
 from kvstrata.router.replicas import Attempt, Replica, Replicas
@@ -30,7 +31,7 @@ class Proxy:
         replicas: that there are.
         line: where requests wait for room.
         chooser: decides where one goes.
-        meters: counts what happens.
+        journal: is told what happens.
         router_id: of this router, to recognise its own requests.
     """
 
@@ -40,14 +41,14 @@ class Proxy:
         replicas: Replicas,
         line: Line,
         chooser: Chooser,
-        meters: Meters,
+        journal: Journal,
         router_id: bytes,
     ) -> None:
         self._config = config
         self._replicas = replicas
         self._line = line
         self._chooser = chooser
-        self._meters = meters
+        self._journal = journal
         self._router_id = router_id
 
     async def forward(self, asked: Asked, client: ClientConnection) -> None:
@@ -57,7 +58,7 @@ class Proxy:
             RefusedError: no replica could answer it, and nothing was sent to the client.
         """
         self._known(asked.fields.model)
-        view = await self._chooser.view(asked)
+        view = await self._view(asked)
         tried: set[str] = set()
         second_tries = self._config().retries
         last: RefusedError | None = None
@@ -85,7 +86,31 @@ class Proxy:
                 if relay is None:
                     return
                 held, second_tries = relay, second_tries - 1
-            self._meters.retried(replica.name)
+            self._journal.meters.retried(replica.name)
+
+    async def explain(self, asked: Asked) -> Record:
+        """What would be decided for `asked` now. Nothing is sent, and nothing changes.
+
+        Raises:
+            RefusedError: no replica could take it.
+        """
+        model = asked.fields.model
+        self._known(model)
+        view = await self._view(asked)
+        usable = self._replicas.usable(model)
+        if not usable:
+            raise self._nobody(model)
+        most = self._config().max_in_flight
+        free = [one for one in usable if one.in_flight < most]
+        # It would wait for the first one with room; which that is, nobody knows.
+        decision = self._chooser.choose(view, free or usable, time.monotonic())
+        return record_of(asked, view, decision)
+
+    async def _view(self, asked: Asked) -> RequestView:
+        begun = time.monotonic()
+        view = await self._chooser.view(asked)
+        self._journal.meters.viewed(time.monotonic() - begun)
+        return view
 
     def _known(self, model: str | None) -> None:
         models = self._replicas.models()
@@ -121,9 +146,10 @@ class Proxy:
                 raise self._nobody(model)
             now = time.monotonic()
             decision = self._chooser.choose(view, free, now)
+            seconds = time.monotonic() - now
             replica = next(one for one in free if one.name == decision.chosen)
             self._chooser.sent(view, decision, now)
-            self._meters.decided(decision)
+            self._journal.decided(asked, view, decision, seconds)
             return decision, replica, self._replicas.begin(replica, view.tokens or 0)
         finally:
             self._line.wake()  # there may be room for the next one too
@@ -178,7 +204,7 @@ class Proxy:
         )
         self._replicas.finished(run.replica, run.attempt)
         self._chooser.observed(result, run.view, run.decision, now)
-        self._meters.answered(run.asked.request.path, result)
+        self._journal.ended(run.asked, run.view, run.decision, result)
 
     @property
     def settings(self) -> RouterConfig:
