@@ -8,7 +8,6 @@ what is left for each block is one concatenation and one digest.
 
 import hashlib
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from kvstrata.chunks.beginnings import Beginnings
 from kvstrata.errors import ConfigError
 
 Tokens = npt.NDArray[np.uint32]
@@ -208,8 +208,7 @@ class _Segment(NamedTuple):
 class KnownPrefixes:
     """Remembers the hashes of prompts, so that a prefix seen before is not hashed again.
 
-    Prompts are remembered in segments of `SEGMENT` blocks, each under a digest of all tokens up to its end;
-    the digest is keyed with a random value, so that nobody can make two prompts meet.
+    Prompts are remembered in segments of `SEGMENT` blocks; see `Beginnings`.
 
     Args:
         hasher: computes what is not known.
@@ -219,11 +218,8 @@ class KnownPrefixes:
     SEGMENT = 64
 
     def __init__(self, hasher: BlockHasher, capacity: int = 4096) -> None:
-        assert capacity > 0
         self._hasher = hasher
-        self._capacity = capacity
-        self._segments: OrderedDict[bytes, _Segment] = OrderedDict()
-        self._key = np.random.default_rng().bytes(16)
+        self._segments: Beginnings[_Segment] = Beginnings(capacity, lambda _: 1)
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -263,13 +259,7 @@ class KnownPrefixes:
         ids = _as_tokens(tokens)
         step = self._hasher.block_tokens * self.SEGMENT
         names = self._names(ids, step, pickle.dumps((lora, salt)), media)
-        known: list[_Segment] = []
-        for name in names:
-            segment = self._segments.get(name)
-            if segment is None:
-                break
-            self._segments.move_to_end(name)
-            known.append(segment)
+        known = self._segments.known(names)
         done = len(known)
         parent = known[-1].hashes[-1] if known else None
         ahead = [replace(item, offset=item.offset - done * step) for item in media]
@@ -278,13 +268,11 @@ class KnownPrefixes:
         )
         for index, name in enumerate(names[done:]):
             hashes = rest[index * self.SEGMENT : (index + 1) * self.SEGMENT]
-            self._segments[name] = _Segment(hashes, low_bits(hashes))
-        while len(self._segments) > self._capacity:
-            self._segments.popitem(last=False)
+            self._segments.remember(name, _Segment(hashes, low_bits(hashes)))
         return known, rest
 
     def _names(self, ids: Tokens, step: int, request: bytes, media: Sequence[Media]) -> list[bytes]:
-        running = xxhash.xxh3_128(self._key + request)
+        running = self._segments.digest(request)
         names = []
         for end in range(step, len(ids) + 1, step):
             running.update(ids[end - step : end].data)

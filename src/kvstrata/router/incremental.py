@@ -1,7 +1,7 @@
 """Token ids of a text whose beginning was tokenized before: only what is new is tokenized.
 
 A text is cut at places where tokenizing the two sides apart gives the same ids as tokenizing the whole, and
-each piece is remembered under a digest of all text up to its end. Where such places are depends on the
+each piece is remembered (see `Beginnings`). Where such places are depends on the
 tokenizer:
 
 - before a special token: a tokenizer takes those out first and tokenizes what is between them apart;
@@ -15,15 +15,14 @@ A tokenizer that allows neither is asked for whole texts.
 
 import json
 import re
-import secrets
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
+
+from kvstrata.chunks.beginnings import Beginnings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +31,8 @@ Tokens = npt.NDArray[np.uint32]
 
 PIECE = 2048
 """Characters; a piece ends at the first possible place after so many."""
+_ENTRY = 200
+"""Bytes that remembering a piece takes besides its ids, about."""
 _NEWLINE = re.compile(r"(?<=\S\n)[A-Za-z]")
 _BEFORE = (
     "a",
@@ -66,12 +67,8 @@ class IncrementalTokenizer:
     """
 
     def __init__(self, tokenizer: "Tokenizer", capacity: int = 64 << 20) -> None:
-        assert capacity > 0
         self._tokenizer = tokenizer
-        self._capacity = capacity
-        self._bytes = 0
-        self._pieces: OrderedDict[bytes, Tokens] = OrderedDict()
-        self._key = secrets.token_bytes(16)
+        self._pieces: Beginnings[Tokens] = Beginnings(capacity, lambda ids: ids.nbytes + _ENTRY)
         self._cut = _cuts(tokenizer)
         self._head, self._tail = _frame(tokenizer)
         self.hits = 0
@@ -96,19 +93,14 @@ class IncrementalTokenizer:
         self.asked += len(text)
         found: list[Tokens] = [self._head] if special else []
         ends = list(self._ends(text))
-        running = xxhash.xxh3_128(self._key)
+        running = self._pieces.digest()
         names = []
         for low, high in pairwise([0, *ends]):
             running.update(text[low:high].encode("utf-8", "surrogatepass"))
             names.append(running.digest())
-        known = 0
-        for name in names:
-            held = self._pieces.get(name)
-            if held is None:
-                break
-            self._pieces.move_to_end(name)
-            found.append(held)
-            known += 1
+        held = self._pieces.known(names)
+        found += held
+        known = len(held)
         begun = ends[known - 1] if known else 0
         self.hits += begun
         rest = [text[low:high] for low, high in pairwise([begun, *ends[known:], len(text)])]
@@ -117,7 +109,7 @@ class IncrementalTokenizer:
             ids = np.array(piece.ids, np.uint32)
             found.append(ids)
             if number < len(names):  # what follows the last place to cut may go on in another way
-                self._remember(names[number], ids)
+                self._pieces.remember(names[number], ids)
         if special:
             found.append(self._tail)
         return np.concatenate(found)
@@ -133,13 +125,6 @@ class IncrementalTokenizer:
                 return
             low = match.start()
             yield low
-
-    def _remember(self, name: bytes, ids: Tokens) -> None:
-        self._pieces[name] = ids
-        self._bytes += ids.nbytes
-        while self._bytes > self._capacity:
-            _, gone = self._pieces.popitem(last=False)
-            self._bytes -= gone.nbytes
 
 
 def _cuts(tokenizer: "Tokenizer") -> re.Pattern[str] | None:
