@@ -24,6 +24,9 @@ def route(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen at; 8000 unless set.")] = None,
     policy: Annotated[str | None, typer.Option(help="How a replica is chosen.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="A file that keeps what is learned over a restart.")
+    ] = None,
 ) -> None:
     """Serve one OpenAI endpoint that sends each request to one of several engines.
 
@@ -37,7 +40,7 @@ def route(
             f"kvstrata route needs {error.name}, which vLLM's own server installs: install it here too"
         ) from None
 
-    changes = {"host": host, "port": port, "policy": policy}
+    changes = {"host": host, "port": port, "policy": policy, "state": state}
     addresses = list(replica or [])
     settings = read_config(config, addresses, changes)
     if not settings.replica and settings.admin_key is None and config is None:

@@ -113,6 +113,9 @@ class RouterConfig:
     tokenizer: str | None = _option(
         None, _text, "Directory of the model's files, for prompts of text; ids need none."
     )
+    state: str | None = _option(
+        None, _text, "File that keeps what the policy learns over a restart; written each minute."
+    )
     api_keys: tuple[str, ...] = _option(
         (), _secrets, "Keys that clients must show; without any, theirs is passed on to the engine."
     )
@@ -261,7 +264,7 @@ def read_config(
 
 def only_at_start(old: RouterConfig, new: RouterConfig) -> list[str]:
     """Names of changed settings that need a restart of the router to take effect."""
-    fixed = ("host", "port", "policy", "tokenizer", "max_head", "engine_keepalive")
+    fixed = ("host", "port", "policy", "tokenizer", "state", "max_head", "engine_keepalive")
     return [name for name in fixed if getattr(old, name) != getattr(new, name)]
 
 

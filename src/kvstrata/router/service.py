@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import uvloop
 
@@ -16,6 +17,7 @@ from kvstrata.router.chooser import Chooser, PolicyChooser
 from kvstrata.router.config import RouterConfig, only_at_start
 from kvstrata.router.downstream import ClientConnection
 from kvstrata.router.fleet_chooser import BY_PROMPT, FleetChooser, follow
+from kvstrata.router.state_file import Keeping, StateFile
 from kvstrata.routing.policies import make_policy
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ class Router:
             chooser = self._follower = follow(make_policy(config.policy), config.tokenizer)
         chooser = chooser or PolicyChooser(make_policy(config.policy))
         self.application = Application(lambda: self.config, chooser, self.reload)
+        self._keeping: Keeping | None = None
+        if config.state is not None:
+            self._keeping = Keeping(StateFile(Path(config.state)), chooser)
 
     @property
     def port(self) -> int:
@@ -64,6 +69,8 @@ class Router:
         if self._follower is not None:
             # The first time on a machine this compiles for a minute.
             await loop.run_in_executor(None, self._follower.start)
+        if self._keeping is not None:
+            await self._keeping.begin()
         clients = self.application.clients
         for replica in self.config.replica:
             self.application.replicas.add(replica)
@@ -152,6 +159,8 @@ class Router:
         if self._sweeping is not None:
             self._sweeping.cancel()
         await self.application.replicas.close()
+        if self._keeping is not None:
+            await self._keeping.end()
         if self._follower is not None:
             self._follower.close()
         await asyncio.sleep(0)
