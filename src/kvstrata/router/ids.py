@@ -1,18 +1,19 @@
 """Token ids out of a JSON array, without making a Python integer of each.
 
 A prompt of 128K ids is some 900 KB of JSON; a list of Python integers takes longer to build than the whole
-decision that follows.
+decision that follows. Compiled code does it; until `warm` has run, JSON's parser does, ten times slower.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-import numba
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.uint32]
 
-_SPACE, _TAB, _LINE, _RETURN, _COMMA, _ZERO, _NINE = 32, 9, 10, 13, 44, 48, 57
 _LARGEST = 2**31 - 1
 
 
@@ -29,44 +30,51 @@ def parse_ids(raw: bytes) -> Tokens | None:
     text = raw.strip(b" \t\r\n")
     if len(text) < 2 or text[:1] != b"[" or text[-1:] != b"]":
         return None
-    inner = np.frombuffer(text, np.uint8)[1:-1]
-    ids = np.empty(len(inner) // 2 + 1, np.uint32)
-    count = int(_parse(inner, ids))
-    return None if count < 0 else ids[:count].copy()
+    if not ready():
+        return _parse_slowly(text)
+    found = find_ids(text, 1)
+    return found[0] if found is not None and found[1] == len(text) else None
+
+
+def find_ids(text: bytes, start: int) -> tuple[Tokens, int] | None:
+    """Token ids of an array inside a longer text. Only when `ready`.
+
+    Args:
+        text: that holds the array.
+        start: index behind its opening bracket.
+
+    Returns:
+        uint32, one-dimensional, and the index behind the closing bracket; None where `parse_ids` gives None.
+    """
+    ids = np.empty((len(text) - start) // 2 + 1, np.uint32)
+    count, end = _parser()(np.frombuffer(text, np.uint8), np.uint64(start), ids)
+    return None if count < 0 else (ids[:count].copy(), end)
+
+
+def ready() -> bool:
+    """Whether compiled code is at hand."""
+    return _parser.cache_info().currsize > 0
 
 
 def warm() -> None:
-    """Compile what `parse_ids` needs, so that the first request does not wait for it."""
-    parse_ids(b"[1]")
+    """Bring the compiled code; takes seconds on a machine's first time."""
+    _parser()
 
 
-def _parse_numbers(text: Any, ids: Any) -> int:
-    """Numbers between commas into `ids`; how many, or -1."""
-    count = 0
-    value = -1  # no digit yet
-    ended = False  # white space after the number
-    for byte in text:
-        if _ZERO <= byte <= _NINE:
-            if ended or value == 0:  # two numbers without a comma, or a leading zero
-                return -1
-            value = max(value, 0) * 10 + (byte - _ZERO)
-            if value > _LARGEST:
-                return -1
-        elif byte == _COMMA:
-            if value < 0:
-                return -1
-            ids[count] = value
-            count += 1
-            value = -1
-            ended = False
-        elif byte in (_SPACE, _TAB, _LINE, _RETURN):
-            ended = value >= 0
-        else:
-            return -1
-    if value >= 0:
-        ids[count] = value
-        return count + 1
-    return 0 if count == 0 else -1
+@functools.cache
+def _parser() -> Callable[[Any, Any, Any], tuple[int, int]]:
+    # Numba comes with it, which a router that goes by load alone need not have.
+    from kvstrata.router.ids_compiled import parse_numbers
+
+    parse_numbers(np.frombuffer(b"1]", np.uint8), np.uint64(0), np.empty(2, np.uint32))
+    return parse_numbers
 
 
-_parse = numba.njit(cache=True, nogil=True)(_parse_numbers)
+def _parse_slowly(text: bytes) -> Tokens | None:
+    if b"-" in text:
+        return None
+    try:
+        ids = msgspec.json.decode(text, type=list[int])
+        return np.array(ids, np.uint32) if all(0 <= one <= _LARGEST for one in ids) else None
+    except (ValueError, RecursionError):
+        return None

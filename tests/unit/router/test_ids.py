@@ -1,12 +1,24 @@
 """Token ids are read as a JSON reader reads them, and nothing else is taken for ids."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kvstrata.router import ids as reading_ids
 from kvstrata.router.ids import parse_ids
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
+def way(request) -> Iterator[None]:
+    """Both ways read the same."""
+    reading_ids.warm()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(reading_ids, "ready", lambda: False)
+        yield
 
 
 @given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 300)), st.sampled_from([None, 1]))
@@ -31,6 +43,13 @@ def plain(text: bytes) -> list[int] | None:
 @given(
     st.text(alphabet='[]0123456789,. \n-e"', max_size=14).map(str.encode) | st.binary(max_size=6)
 )
+@example(b"[12345678]")
+@example(b"[1234567]")
+@example(b"[2147483647, 4294967296]")
+@example(b"[00000001]")
+@example(b"[-0]")
+@example(b"[1234567890123456789012]")
+@example(b"[1234567\xff]")
 @example(b"[01]")
 @example(b"[1 2]")
 @example(b"[1,]")
