@@ -223,11 +223,10 @@ NOTES = {
     "of the router's processor time; _per_s: as they came",
     "requests_per_cpu_s": f"short requests, {CALLERS} at a time, likewise",
     "two_processes_*": "two routers of the policy seconds, each with half of the clients",
-    "decision_*": "milliseconds from token ids to the choice: 128K ids, 64 replicas each of which holds "
+    "decision_*": "milliseconds from a read body to the choice: 128K ids, 64 replicas each of which holds "
     "another length of the prompt; known: but for the last 64 ids seen before; unheld: seen before, held "
-    "by nobody; cold: never seen, so that all ids are hashed; from_json: reading the body included; noted: "
-    "to remember what was sent, after the choice",
-    "parse_*": "milliseconds to read a body of body_kb; fields: what every request pays; ours: the ids",
+    "by nobody; cold: never seen; noted: to remember what was sent, after the choice",
+    "parse_*": "milliseconds to read a body of body_kb, by parser; ours: the router's own, all that it needs",
 }
 
 

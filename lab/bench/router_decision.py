@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,12 +20,10 @@ from kvstrata.chunks.block_hashes import BlockHasher, low_bits
 from kvstrata.events.stream import Trust
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.replica import Address
-from kvstrata.router.asking import Asked, ask
+from kvstrata.router.asking import ask
 from kvstrata.router.config import parse_replica
 from kvstrata.router.fleet_chooser import FleetChooser
-from kvstrata.router.ids import parse_ids
 from kvstrata.router.inbound import Request
-from kvstrata.router.prompts import Body, Prompt, PromptReader, read_body
 from kvstrata.router.reading import COMPLETIONS, Reading
 from kvstrata.router.replicas import Replica
 from kvstrata.router.upstream import EnginePool
@@ -49,14 +48,18 @@ class Filled(Fleet):
         return Trust.SYNCED, ""
 
 
-class Given(PromptReader):
-    """Knows each prompt without reading it, to measure what comes after that."""
+class Cost(NamedTuple):
+    """Seconds of one choice.
 
-    ids: Ids = np.empty(0, np.uint32)
+    Attributes:
+        read: to read the body.
+        choice: from there to the choice.
+        noted: to note that it is sent, after that.
+    """
 
-    def completion(self, body: Body) -> Prompt:
-        """The ids that were put in."""
-        return Prompt(self.ids)
+    read: float
+    choice: float
+    noted: float
 
 
 @dataclass(slots=True)
@@ -66,17 +69,14 @@ class Case:
     Args:
         groups: 1 is full attention; 3 are that, a window of 128 tokens and a state.
         algorithm: of the block hashes.
-        given: whether ids are put in, or read from a body.
     """
 
     groups: int = 1
     algorithm: str = "sha256"
-    given: bool = True
     held: Ids = field(init=False)
     chooser: FleetChooser = field(init=False)
     replicas: list[Replica] = field(init=False)
     _dice: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
-    _reader: PromptReader = field(init=False)
     _count: int = 0
 
     def __post_init__(self) -> None:
@@ -102,72 +102,69 @@ class Case:
             for rank in followed.ranks:
                 fleet.index.restore(rank.number, held)
                 rank.told = facts
-        self._reader = Given() if self.given else PromptReader()
-        self.chooser = FleetChooser(make_policy("seconds"), fleet, Reading(self._reader))
+        self.chooser = FleetChooser(make_policy("seconds"), fleet, Reading())
 
     def draw(self, tokens: int) -> Ids:
         """New token ids."""
         return self._dice.integers(300, IDS, tokens, np.uint32)
 
-    async def seconds(self, ids: Ids) -> tuple[float, float]:
-        """Of one choice, and to note that it is sent; with `given`, without the reading of ids."""
+    async def choose(self, ids: Ids) -> Cost:
+        """Choose for a request of these ids."""
         self._count += 1
-        whole = b'{"prompt":[1]}' if self.given else body(listed(ids), 2)
-        if isinstance(self._reader, Given):
-            self._reader.ids = ids
         now = time.monotonic()
-        request = Request("POST", COMPLETIONS, b"", [], "127.0.0.1", now, True, True, whole)
+        request = _request(body(listed(ids), 2), now)
         begin = time.perf_counter()
-        asked: Asked = ask(request, str(self._count))
+        asked = ask(request, str(self._count))
+        read = time.perf_counter()
         view = await self.chooser.view(asked)
         decision = self.chooser.choose(view, self.replicas, now)
         chosen = time.perf_counter()
         self.chooser.sent(view, decision, now)
         assert view.tokens == len(ids), view.doubt
-        return chosen - begin, time.perf_counter() - chosen
+        return Cost(read - begin, chosen - read, time.perf_counter() - chosen)
+
+
+def _request(data: bytes, now: float) -> Request:
+    return Request("POST", COMPLETIONS, b"", [], "127.0.0.1", now, True, True, data)
 
 
 async def choices(rounds: int) -> Samples:
     """Milliseconds of a choice, by case."""
     plain, hybrid, fast = Case(), Case(groups=3), Case(algorithm="xxhash")
-    whole = Case(given=False)
+    every = (plain, hybrid, fast)
     samples: Samples = {}
     strange = plain.draw(TOKENS - TAIL)
-    for case in (plain, hybrid, fast, whole):
+    nothing = np.empty(0, np.uint32)
+    for case in every:
         case.chooser.start()
-        await case.seconds(case.held)
-    await plain.seconds(strange)
-    cases: list[tuple[str, Case, Callable[[], Ids]]] = [
-        ("decision_known_ms", plain, lambda: plain.held),
-        ("decision_known_3_groups_ms", hybrid, lambda: hybrid.held),
-        ("decision_unheld_ms", plain, lambda: strange),
-        ("decision_cold_ms", plain, lambda: _NONE.astype(np.uint32)),
-        ("decision_cold_xxhash_ms", fast, lambda: _NONE.astype(np.uint32)),
-        ("decision_known_from_json_ms", whole, lambda: whole.held),
-    ]
+        await case.choose(case.held)
+    await plain.choose(strange)
+    cases = (
+        ("decision_known_ms", plain, plain.held),
+        ("decision_known_3_groups_ms", hybrid, hybrid.held),
+        ("decision_unheld_ms", plain, strange),
+        ("decision_cold_ms", plain, nothing),
+        ("decision_cold_xxhash_ms", fast, nothing),
+    )
     for _ in range(rounds):
         for name, case, begin in cases:
             for _ in range(EACH):
-                known = begin()
-                ids = np.concatenate((known, case.draw(TOKENS - len(known))))
-                chosen, sent = await case.seconds(ids)
-                samples.setdefault(name, []).append(chosen * 1e3)
-                if case is plain:
-                    samples.setdefault("decision_noted_ms", []).append(sent * 1e3)
-    for case in (plain, hybrid, fast, whole):
+                ids = np.concatenate((begin, case.draw(TOKENS - len(begin))))
+                cost = await case.choose(ids)
+                samples.setdefault(name, []).append(cost.choice * 1e3)
+                samples.setdefault("decision_noted_ms", []).append(cost.noted * 1e3)
+                samples.setdefault("parse_ours_ms", []).append(cost.read * 1e3)
+    for case in every:
         case.chooser.close()
     return samples
 
 
 def parsing(rounds: int) -> Samples:
-    """Milliseconds to read a body of `TOKENS` ids, by way."""
+    """Milliseconds to read a body of `TOKENS` ids, as others do."""
     data = body(listed(np.random.default_rng(2).integers(300, IDS, TOKENS, np.uint32)), 2)
-    request = Request("POST", COMPLETIONS, b"", [], "127.0.0.1", 0.0, True, True, data)
     ways: Sequence[tuple[str, Callable[[], object]]] = (
         ("parse_json_ms", lambda: json.loads(data)),
         ("parse_msgspec_ms", lambda: msgspec.json.decode(data)),
-        ("parse_ours_ms", lambda: parse_ids(bytes(read_body(data).prompt))),
-        ("parse_fields_ms", lambda: ask(request, "x")),
     )
     samples: Samples = {"body_kb": [len(data) / 1e3]}
     for _ in range(rounds):
