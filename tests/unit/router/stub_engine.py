@@ -36,6 +36,8 @@ class StubEngine:
     aborted: int = 0
     status: int = 0
     metrics: str = "vllm:num_requests_waiting{a=} 7\n"
+    cached: int | None = None
+    """Tokens of each prompt that it says it did not compute; None: it does not say."""
     server: asyncio.Server | None = None
     port: int = 0
 
@@ -123,8 +125,14 @@ class StubEngine:
             size = asked.get("max_tokens", 1)
             choice = {"index": 0, "text": "x" * size, "logprobs": None, "finish_reason": "stop"}
             _send(writer, 200, {"id": self.name, "object": "text_completion", "created": 1, "model": "tiny",
-                                "choices": [choice]})  # fmt: skip
+                                "choices": [choice], **self._usage()})  # fmt: skip
         await writer.drain()
+
+    def _usage(self) -> dict:
+        if self.cached is None:
+            return {}
+        details = {"cached_tokens": self.cached}
+        return {"usage": {"prompt_tokens": 1, "total_tokens": 2, "prompt_tokens_details": details}}
 
     async def _get(self, target: str, writer: asyncio.StreamWriter) -> None:
         if target == "/health":
@@ -154,6 +162,10 @@ class StubEngine:
                 await asyncio.sleep(asked["pause"])
             _chunk(writer, event(target, number, asked.get("pad", 0)))
             await writer.drain()
+        if self.cached is not None and (asked.get("stream_options") or {}).get("include_usage"):
+            _chunk(
+                writer, b"data: " + json.dumps({"choices": [], **self._usage()}).encode() + b"\n\n"
+            )
         _chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
 
