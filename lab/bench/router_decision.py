@@ -24,7 +24,7 @@ from kvstrata.router.asking import ask
 from kvstrata.router.config import parse_replica
 from kvstrata.router.fleet_chooser import FleetChooser
 from kvstrata.router.inbound import Request
-from kvstrata.router.reading import COMPLETIONS, Reading
+from kvstrata.router.reading import Reading
 from kvstrata.router.replicas import Replica
 from kvstrata.router.upstream import EnginePool
 from kvstrata.routing.policies import make_policy
@@ -125,7 +125,7 @@ class Case:
 
 
 def _request(data: bytes, now: float) -> Request:
-    return Request("POST", COMPLETIONS, b"", [], "127.0.0.1", now, True, True, data)
+    return Request("POST", "/v1/completions", b"", [], "127.0.0.1", now, True, True, data)
 
 
 async def choices(rounds: int) -> Samples:
