@@ -109,7 +109,7 @@ def running(console: Console) -> Iterator[Bench]:
 def _follows(bench: Bench, router: fleet.Running) -> bool:
     """Whether it comes to send prompts to the engines that hold them."""
     until = time.monotonic() + _FOLLOWED
-    line = Line(router.port)
+    line = Line(router.port, router.name)
     while time.monotonic() < until:
         asked = [(one, post(bench.prompts.known(one))) for one in bench.held["128k"]]
         if all(line.ask(request)[1] == one.engine for one, request in asked):
@@ -122,8 +122,8 @@ def first_tokens(bench: Bench, samples: Samples, turn: int) -> None:
     """One round of times to the first token, of one request at a time."""
     targets = [DIRECT, *(one.name for one in bench.routers)]
     targets = targets[turn % len(targets) :] + targets[: turn % len(targets)]
-    lines = {one.name: Line(one.port) for one in bench.routers}
-    straight = [Line(port) for port in bench.engines.ports]
+    lines = {one.name: Line(one.port, one.name) for one in bench.routers}
+    straight = [Line(port, DIRECT) for port in bench.engines.ports]
     for kind, count in ASKED.items():
         found: Samples = {}
         for number in range(count):

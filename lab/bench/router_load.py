@@ -33,9 +33,11 @@ class Line:
 
     Args:
         port: of the router, on this machine.
+        name: of it, for errors.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, name: str) -> None:
+        self._name = name
         self._socket = socket.create_connection(("127.0.0.1", port), LONGEST)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -46,8 +48,14 @@ class Line:
             request: for a stream.
 
         Raises:
-            WrongAnswerError: the answer is no stream of an engine, or breaks off.
+            WrongAnswerError: the answer is no stream of an engine, breaks off, or does not come.
         """
+        try:
+            return self._ask(request)
+        except TimeoutError:
+            raise WrongAnswerError(f"{self._name} gave no answer in {LONGEST:g} s") from None
+
+    def _ask(self, request: bytes) -> tuple[float, int]:
         begin = time.perf_counter()
         self._socket.sendall(request)
         got, first = b"", 0.0
@@ -57,10 +65,10 @@ class Line:
             if not first and _TOKEN in got:
                 first = time.perf_counter()
             if not data or not got.startswith(b"HTTP/1.1 200"):
-                raise WrongAnswerError(repr(got[:500]))
+                raise WrongAnswerError(f"{self._name} answered {got[:500]!r}")
         found = _ENGINE.search(got)
         if found is None:
-            raise WrongAnswerError(repr(got[:500]))
+            raise WrongAnswerError(f"{self._name} answered {got[:500]!r}")
         return first - begin, int(found.group(1))
 
     def close(self) -> None:
