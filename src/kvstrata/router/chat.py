@@ -1,20 +1,19 @@
 """A chat as the text that the engine tokenizes: the model's chat template, filled in as Hugging Face does.
 
-Only what is surely rendered by the engine in the same way is rendered here: messages whose content is text.
-Anything else (images, tool calls, a template of the request's own) is the engine's `/tokenize` to answer.
+What is rendered here is what the engine was seen to render in the same way (see `trials`). Anything else,
+such as a template of the request's own, is the engine's `/tokenize` to answer.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kvstrata.errors import ConfigError
+from kvstrata.router.conversation import Chat, NotRenderedError, conversation
 
-_PLAIN = frozenset({"role", "content", "name"})
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
-_OWN_TEMPLATE = ("chat_template", "chat_template_kwargs", "documents", "reasoning_effort")
+_BEFORE_MEDIA = ("\x11", "\x12")
 _MARKS = (
     "bos_token",
     "eos_token",
@@ -24,10 +23,6 @@ _MARKS = (
     "cls_token",
     "mask_token",
 )
-
-
-class NotRenderedError(ValueError):
-    """This chat cannot be rendered here; the message says why."""
 
 
 class ChatTemplate:
@@ -89,51 +84,43 @@ class ChatTemplate:
         marks = {name: _mark(config[name]) for name in _MARKS if config.get(name) is not None}
         return cls(source, marks)
 
-    def render(self, body: Mapping[str, Any]) -> str:
+    def render(self, chat: Chat) -> str:
         """The prompt of a chat completion.
-
-        Args:
-            body: of the request, as in OpenAI's API with vLLM's additions.
 
         Raises:
             NotRenderedError: the engine may render this in another way, or would refuse it.
         """
+        return self._fill(chat, conversation(chat))
+
+    def render_start(self, chat: Chat) -> str:
+        """What stands before the first part that is not text, such as an image; "" where nothing does.
+
+        Raises:
+            NotRenderedError: as for `render`.
+        """
+        # Where that part stands shows when something else is put right before it: twice, as the text may
+        # have one of these letters by itself.
+        mark, second = _BEFORE_MEDIA
+        one = self._fill(chat, conversation(chat, before=mark))
+        other = self._fill(chat, conversation(chat, before=second))
+        at = one.find(mark)
+        while at >= 0 and other[at : at + 1] != second:
+            at = one.find(mark, at + 1)
+        return one[:at] if at > 0 and one[:at] == other[:at] else ""
+
+    def _fill(self, chat: Chat, messages: list[dict[str, Any]]) -> str:
         import jinja2
 
-        for name in _OWN_TEMPLATE:
-            if body.get(name):
-                raise NotRenderedError(f"the request has its own {name}")
-        if body.get("tools") or body.get("continue_final_message"):
-            raise NotRenderedError("the request has tools, or continues its last message")
         try:
             return self._template.render(
-                messages=[_plain(message) for message in _messages(body)],
-                tools=None,
+                messages=messages,
+                tools=chat.tools,
                 documents=None,
-                add_generation_prompt=body.get("add_generation_prompt", True) is not False,
+                add_generation_prompt=chat.prompted,
                 **self._marks,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise NotRenderedError(str(error)) from None
-
-
-def _messages(body: Mapping[str, Any]) -> Sequence[Any]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise NotRenderedError("messages is no list of messages")
-    return messages
-
-
-def _plain(message: Any) -> dict[str, str]:
-    """A message of text alone, as a template gets it."""
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
-        raise NotRenderedError("a message is of another role")
-    given = {key: value for key, value in message.items() if value is not None}
-    if not given.keys() <= _PLAIN or not all(isinstance(value, str) for value in given.values()):
-        raise NotRenderedError("a message has more than text")
-    if "content" not in given:
-        raise NotRenderedError("a message has no text")
-    return given
 
 
 def _mark(value: Any) -> str:

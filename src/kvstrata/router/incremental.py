@@ -114,6 +114,20 @@ class IncrementalTokenizer:
             found.append(self._tail)
         return np.concatenate(found)
 
+    def beginning(self, text: str, *, special: bool = True) -> Tokens:
+        """Token ids with which every text begins that begins with `text`: up to its last place to cut.
+
+        Args and returns as for `encode`; empty where there is no such place.
+        """
+        last = 0
+        if self._cut is not None:
+            for match in self._cut.finditer(text):
+                last = match.start()
+        if not last:
+            return np.empty(0, np.uint32)
+        found = self.encode(text[:last], special=special)
+        return found[: len(found) - len(self._tail)] if special else found
+
     def _ends(self, text: str) -> Iterator[int]:
         """Where the pieces end, but for the last; the same for all texts that go on in another way."""
         if self._cut is None:

@@ -1,34 +1,33 @@
 """From a request to what an index is asked by: its token ids and their block hashes.
 
 Prompts are read, tokenized and hashed in one thread of their own, so that the loop goes on passing tokens
-meanwhile.
+meanwhile. What the files at hand do not give, an engine is asked for.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import msgspec
+from typing import TypeVar
 
 from kvstrata.chunks.block_hashes import KnownPrefixes
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
-from kvstrata.router.chat import ChatTemplate
+from kvstrata.router.files import ModelFiles, load_files
+from kvstrata.router.health import State
 from kvstrata.router.ids import warm
-from kvstrata.router.incremental import IncrementalTokenizer
-from kvstrata.router.prompts import Prompt, PromptReader, read_body
+from kvstrata.router.models import Adapter, Sources, adapters
+from kvstrata.router.prompts import Prompt, PromptReader
 from kvstrata.router.replicas import Replica
+from kvstrata.router.tokenizing import EngineTokenizer, UntoldError
 from kvstrata.routing.decision import Hashes
 
 log = logging.getLogger(__name__)
 
-CHATS = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-_NOT_READ = "what the request asks the engine to read is not known here"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class Read:
     """
 
     prompt: Prompt
-    _keys: Mapping[Recipe, Hashes] = field(default_factory=dict)
+    _keys: Mapping[tuple[Recipe, Adapter | None], Hashes] = field(default_factory=dict)
+    _adapters: Mapping[str, Adapter | None] = field(default_factory=dict)
 
     def hashes(self, replica: str, recipe: Recipe) -> Hashes | None:
         """The prompt's block hashes as a replica makes them; one object where replicas make equal ones.
@@ -52,11 +52,16 @@ class Read:
         Returns:
             uint64 (blocks,), the low 64 bits of each; None where they cannot be known.
         """
-        return self._keys.get(recipe)
+        if replica in self._adapters:
+            return self._keys.get((recipe, self._adapters[replica]))
+        # Not seen yet: it has no adapter of that name only if the name is a model's elsewhere.
+        if any(self._adapters.values()):
+            return None
+        return self._keys.get((recipe, None))
 
     def some(self) -> tuple[Hashes, int] | None:
         """Any one chain of hashes and the tokens of each; None where there is none."""
-        for recipe, hashes in self._keys.items():
+        for (recipe, _), hashes in self._keys.items():
             return hashes, recipe.hash_tokens
         return None
 
@@ -65,22 +70,32 @@ class Reading:
     """Reads prompts. Its methods are called from the event loop's thread.
 
     Args:
-        reader: makes token ids of requests.
+        files: of the one model of all replicas; None to find each model's own, where an engine's `root` is a
+            directory of this machine too.
+        engine: asks engines for what files do not give.
     """
 
-    def __init__(self, reader: PromptReader | None = None) -> None:
-        self._reader = reader or PromptReader()
+    def __init__(
+        self, files: ModelFiles | None = None, engine: EngineTokenizer | None = None
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, "kvstrata-prompts")
         self._hashers: dict[Recipe, KnownPrefixes | None] = {}
         self._replicas: dict[str, Replica] = {}
+        self._engine = engine or EngineTokenizer()
+        self._sources = Sources(files, self._engine, self._run)
+        self._plain = PromptReader()
+
+    # Whom there is to ask.
 
     def saw(self, replica: Replica) -> None:
         """A replica was looked at and is well."""
         self._replicas[replica.name] = replica
+        self._sources.saw(replica)
 
     def forget(self, replica: str) -> None:
         """It is not asked any more, until it is seen again."""
         self._replicas.pop(replica, None)
+        self._sources.forget(replica)
 
     @staticmethod
     def warm() -> None:
@@ -89,7 +104,10 @@ class Reading:
 
     def close(self) -> None:
         """Nothing more is read."""
+        self._sources.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # Requests.
 
     async def read(self, asked: Asked, recipes: Sequence[Recipe]) -> Read:
         """The prompt of a request. Never fails: what cannot be known is said in `Prompt.doubt`.
@@ -98,30 +116,58 @@ class Reading:
             asked: the request.
             recipes: by which its hashes are wanted.
         """
-        if asked.request.path not in (CHATS, COMPLETIONS):
-            return Read(Prompt(None, None, _NOT_READ))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._read, asked, recipes)
+        replicas = list(self._replicas.values())
+        known = adapters(asked.fields.model, replicas)
+        files, believed = self._sources.of(asked.fields.model, replicas)
+        reader = files.reader if files is not None else self._plain
+
+        def read() -> Read:
+            prompt = reader.read(asked, believed)
+            return Read(prompt, self._hashed(prompt, recipes, known), known)
+
+        found = await self._run(read)
+        if found.prompt.question is None:
+            return found
+        prompt = await self._ask(asked, found.prompt, found.prompt.question)
+        if prompt.tokens is None:
+            return Read(prompt)
+        return await self._run(lambda: Read(prompt, self._hashed(prompt, recipes, known), known))
+
+    async def _ask(self, asked: Asked, prompt: Prompt, question: bytes) -> Prompt:
+        """The prompt as an engine tells it."""
+        model = asked.fields.model
+        up = [
+            one
+            for one in self._replicas.values()
+            if one.health.state is State.UP and one.serves(model)
+        ]
+        if not up:
+            return prompt
+        try:
+            tokens = await self._engine.ask(min(up, key=lambda one: one.in_flight), question)
+        except UntoldError as error:
+            return replace(prompt, doubt=f"{prompt.doubt}; {error}")
+        return replace(prompt, tokens=tokens, doubt="")
+
+    async def _run(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # In the thread.
 
-    def _read(self, asked: Asked, recipes: Sequence[Recipe]) -> Read:
-        try:
-            body = read_body(asked.request.body)
-            if asked.request.path == CHATS:
-                prompt = self._reader.chat(body, msgspec.json.decode(asked.request.body))
-            else:
-                prompt = self._reader.completion(body)
-        except (ValueError, RecursionError) as error:
-            return Read(Prompt(None, None, str(error)))
-        if prompt.tokens is None:
-            return Read(prompt)
-        keys = {}
+    def _hashed(
+        self, prompt: Prompt, recipes: Sequence[Recipe], known: Mapping[str, Adapter | None]
+    ) -> dict[tuple[Recipe, Adapter | None], Hashes]:
+        keys: dict[tuple[Recipe, Adapter | None], Hashes] = {}
+        if prompt.tokens is None or not prompt.cached:
+            return keys
         for recipe in recipes:
             hasher = self._hasher(recipe)
-            if hasher is not None:
-                keys[recipe] = hasher.keys(prompt.tokens, salt=prompt.salt)
-        return Read(prompt, keys)
+            for adapter in dict.fromkeys(known.values()) if known else (None,):
+                if hasher is not None:
+                    keys[recipe, adapter] = hasher.keys(
+                        prompt.tokens, lora=adapter, salt=prompt.salt
+                    )
+        return keys
 
     def _hasher(self, recipe: Recipe) -> KnownPrefixes | None:
         if recipe not in self._hashers:
@@ -137,20 +183,9 @@ def reading_of(tokenizer: str | None) -> Reading:
     """Reading with a model's own files.
 
     Args:
-        tokenizer: directory of the model's files, or None: then only prompts of token ids are known.
+        tokenizer: directory of the model's files, or None to go by what engines say.
 
     Raises:
         ConfigError: the files cannot be read.
     """
-    if tokenizer is None:
-        return Reading()
-    from tokenizers import Tokenizer
-
-    directory = Path(tokenizer)
-    if not (directory / "tokenizer.json").is_file():
-        raise ConfigError(f"there is no tokenizer.json in {directory}; give the model's directory")
-    try:
-        made = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # noqa: BLE001  # boundary: the package raises nothing finer
-        raise ConfigError(f"{directory}/tokenizer.json cannot be read: {error}") from None
-    return Reading(PromptReader(IncrementalTokenizer(made), ChatTemplate.load(directory)))
+    return Reading() if tokenizer is None else Reading(load_files(Path(tokenizer)))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,20 @@ class Attempt:
     patience: float = float("inf")
 
 
+class Served(msgspec.Struct, frozen=True):
+    """A model or an adapter, as an engine lists it.
+
+    Attributes:
+        id: by which requests name it.
+        root: where the engine has its files from: a directory there, or a name.
+        parent: of an adapter the model that it belongs to; None for a model.
+    """
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Replica:
     """One engine as the router sees it.
@@ -44,6 +58,7 @@ class Replica:
         pool: connections to it.
         health: what is believed of it.
         models: that it serves, or None while unknown: then it is given any model.
+        served: the same with what the engine says of each, by name; empty while unknown.
         load: from its own metrics, or None when it has none.
         attempts: requests that it has from us now.
         tokens: of their prompts, where known.
@@ -54,6 +69,7 @@ class Replica:
     pool: EnginePool
     health: Health = field(default_factory=Health)
     models: frozenset[str] | None = None
+    served: Mapping[str, "Served"] = field(default_factory=dict)
     load: EngineLoad | None = None
     attempts: set[Attempt] = field(default_factory=set)
     tokens: int = 0
@@ -113,14 +129,25 @@ class _Whole:
             self.done.set_exception(error)
 
 
-async def fetch(replica: Replica, target: bytes, lines: bytes, timeout: float) -> tuple[int, bytes]:
-    """Status and body of a GET at a replica.
+def own_lines(replica: Replica) -> bytes:
+    """Header lines of a request of the router's own, each ended."""
+    lines = b"host: %b\r\n" % replica.config.authority.encode()
+    if replica.config.api_key is not None:
+        lines += b"authorization: Bearer %b\r\n" % replica.config.api_key.encode()
+    return lines
+
+
+async def fetch(
+    replica: Replica, target: bytes, lines: bytes, timeout: float, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """Status and body of a GET at a replica, or of a POST of JSON.
 
     Args:
         replica: whom to ask.
         target: path and query.
         lines: header lines, each ended, the host among them.
         timeout: seconds for all of it.
+        body: of a POST; None for a GET.
 
     Raises:
         EngineError: no whole answer in that time.
@@ -131,8 +158,12 @@ async def fetch(replica: Replica, target: bytes, lines: bytes, timeout: float) -
         async with asyncio.timeout(timeout):
             # A new connection each time: a look at its health must see whether it takes one.
             connection = await replica.pool.connect(timeout)
-            head = b"GET %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (target, lines)
-            connection.send(head, b"", receiver, last=True)
+            method = b"GET"
+            if body is not None:
+                method = b"POST"
+                lines += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            head = b"%b %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (method, target, lines)
+            connection.send(head, body or b"", receiver, last=True)
             await receiver.done
     except TimeoutError:
         raise EngineError(f"gave no answer within {timeout:g} s", sent=True) from None
@@ -296,9 +327,7 @@ class Replicas:
 
     async def _look(self, replica: Replica) -> None:
         timeout = self._config().probe_timeout
-        lines = b"host: %b\r\n" % replica.config.authority.encode()
-        if replica.config.api_key is not None:
-            lines += b"authorization: Bearer %b\r\n" % replica.config.api_key.encode()
+        lines = own_lines(replica)
         try:
             status, _ = await fetch(replica, b"/health", lines, timeout)
         except EngineError as error:
@@ -308,7 +337,9 @@ class Replicas:
             self.failed(replica, f"answers /health with status {status}")
             return
         try:
-            replica.models = _models(*await fetch(replica, b"/v1/models", lines, timeout))
+            served = _models(*await fetch(replica, b"/v1/models", lines, timeout))
+            replica.models = None if served is None else frozenset(served)
+            replica.served = served or {}
             status, text = await fetch(replica, b"/metrics", lines, timeout)
             replica.load = read_load(text) if status == 200 else None
             if status == 200:
@@ -320,18 +351,14 @@ class Replicas:
             self._changed()
 
 
-class _Model(msgspec.Struct):
-    id: str
-
-
 class _Models(msgspec.Struct):
-    data: list[_Model]
+    data: list[Served]
 
 
-def _models(status: int, body: bytes) -> frozenset[str] | None:
+def _models(status: int, body: bytes) -> dict[str, Served] | None:
     if status != 200:
         return None  # it wants a key that the router does not have
     try:
-        return frozenset(one.id for one in msgspec.json.decode(body, type=_Models).data)
+        return {one.id: one for one in msgspec.json.decode(body, type=_Models).data}
     except (msgspec.DecodeError, RecursionError):
         return None

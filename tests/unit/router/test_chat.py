@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kvstrata.errors import ConfigError
-from kvstrata.router.chat import ChatTemplate, NotRenderedError
+from kvstrata.router.chat import ChatTemplate
+from kvstrata.router.conversation import Chat, NotRenderedError
 
 CHATML = """{%- for message in messages %}
     {%- if loop.first and message.role != 'system' %}
@@ -46,10 +47,11 @@ messages = st.lists(
 @pytest.mark.parametrize("source", [CHATML, STRICT, JSON])
 @given(chat=messages, prompted=st.booleans())
 def test_a_chat_is_the_text_that_transformers_makes(source, chat, prompted) -> None:
-    body = {"messages": chat, "add_generation_prompt": prompted}
+    body = Chat(chat, prompted=prompted)
+    ordered = [{"role": one["role"], "content": one["content"]} for one in chat]
     try:
         expected = render_jinja_template(
-            [chat], chat_template=source, add_generation_prompt=prompted, **MARKS
+            [ordered], chat_template=source, add_generation_prompt=prompted, **MARKS
         )[0][0]
     except jinja2.TemplateError as error:
         with pytest.raises(NotRenderedError, match=str(error)):
@@ -58,31 +60,33 @@ def test_a_chat_is_the_text_that_transformers_makes(source, chat, prompted) -> N
     assert ChatTemplate(source, MARKS).render(body) == expected
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"messages": []},
-        {"messages": "hello"},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "tool", "content": "x"}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-        {"tools": [{"type": "function"}]},
-        {"chat_template": "{{ messages }}"},
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"continue_final_message": True},
-    ],
-)
-def test_what_the_engine_may_render_in_another_way_is_left_to_it(change) -> None:
-    body = {"messages": [{"role": "user", "content": "hello"}], **change}
-    with pytest.raises(NotRenderedError):
-        ChatTemplate(CHATML, MARKS).render(body)
-
-
 def test_a_template_cannot_reach_out() -> None:
     hostile = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(NotRenderedError):
-        ChatTemplate(hostile, {}).render({"messages": [{"role": "user", "content": "x"}]})
+        ChatTemplate(hostile, {}).render(Chat([{"role": "user", "content": "x"}]))
+
+
+IMAGES = """{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}{% if part.type == 'image' %}<img>{% else %}{{ part.text }}{% endif %}
+{%- endfor %}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("form", "start"), [("openai", "<|user|>é\x11<|user|>a"), ("string", "<|user|>é\x11<|user|>")]
+)
+def test_what_stands_before_an_image_is_known(form, start) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    talk = [
+        {"role": "user", "content": "é\x11"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, image, image]},
+        {"role": "user", "content": [image]},
+    ]
+    template = ChatTemplate(IMAGES, {})
+    assert template.render_start(Chat(talk, form=form)) == start
+    with pytest.raises(NotRenderedError):
+        template.render(Chat(talk, form=form))
+    with pytest.raises(NotRenderedError, match="was not tried"):
+        template.render_start(Chat(talk))
 
 
 def test_a_broken_template_is_named() -> None:
@@ -96,11 +100,11 @@ def test_the_template_is_found_among_the_models_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     template = ChatTemplate.load(tmp_path)
     assert template is not None
-    assert "hello" in template.render({"messages": [{"role": "user", "content": "hello"}]})
+    assert "hello" in template.render(Chat([{"role": "user", "content": "hello"}]))
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
     template = ChatTemplate.load(tmp_path)
     assert template is not None
-    assert template.render({"messages": [{"role": "user", "content": "hello"}]}) == "<s>hello"
+    assert template.render(Chat([{"role": "user", "content": "hello"}])) == "<s>hello"
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ConfigError, match="tokenizer"):
         ChatTemplate.load(tmp_path)
