@@ -103,6 +103,7 @@ def running(console: Console) -> Iterator[Bench]:
         for one in (*routers, second):
             if one.name in FOLLOWING and not _follows(made, one):
                 console.print(f"[yellow]{one.name} does not send prompts to who holds them[/]")
+            _show_all(made, one)
         yield made
 
 
@@ -113,9 +114,19 @@ def _follows(bench: Bench, router: fleet.Running) -> bool:
     while time.monotonic() < until:
         asked = [(one, post(bench.prompts.known(one))) for one in bench.held["128k"]]
         if all(line.ask(request)[1] == one.engine for one, request in asked):
-            return True
+            break
         time.sleep(0.5)
-    return False
+    line.close()
+    return time.monotonic() < until
+
+
+def _show_all(bench: Bench, router: fleet.Running) -> None:
+    """Let a router see every beginning that is held, so that none is new to it later."""
+    line = Line(router.port, router.name)
+    for several in bench.held.values():
+        for one in several:
+            line.ask(post(bench.prompts.known(one)))
+    line.close()
 
 
 def first_tokens(bench: Bench, samples: Samples, turn: int) -> None:
