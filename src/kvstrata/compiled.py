@@ -24,8 +24,18 @@ def compiled(function: Function) -> Function:
 
 
 def part(function: Function) -> Function:
-    """Like `compiled`, for functions that only compiled ones call: they are cached with their callers."""
-    return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
+    """Like `compiled`, for functions that only compiled ones call: they are cached with their callers.
+
+    Nothing is made for calls from Python, which would take as long to compile as the function itself.
+    """
+    made = numba.njit(
+        function,
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+    )
+    return cast(Function, made)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -60,7 +60,7 @@ class Record:
     considered: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.considered = len(self.decision.considered)
+        self.considered = len(self.decision.appraisals)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON, but for the appraisals, which `msgspec.json` writes as they are."""
@@ -151,9 +151,5 @@ class Ledger:
     def _shorten(self, record: Record) -> None:
         self._appraisals -= record.considered
         decision = record.decision
-        kept = tuple(
-            one
-            for one in decision.considered
-            if one.replica in (decision.chosen, decision.runner_up)
-        )
-        record.decision = msgspec.structs.replace(decision, considered=kept)
+        kept = decision.appraisals.only((decision.chosen, decision.runner_up))
+        record.decision = msgspec.structs.replace(decision, appraisals=kept)

@@ -6,7 +6,7 @@ its prompt is done. A head that takes longer than foreseen is expected to take l
 longer it lasts: so a replica that stands still is avoided more and more, without anyone calling it dead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -137,7 +137,7 @@ class Backlog:
         queue = self._queues.get(replica)
         return len(queue.prompts) if queue else 0
 
-    def wait(self, replica: str, now: float, rates: tuple[float, ...]) -> float:
+    def wait(self, replica: str, now: float, rates: Sequence[float]) -> float:
         """Seconds until the prompts that are there are computed.
 
         Args:
@@ -145,9 +145,15 @@ class Backlog:
             now: seconds.
             rates: as they are believed now, not when the prompts were sent: see `cost.LEARNED`.
         """
+        return self.look(replica, now, rates)[0]
+
+    def look(self, replica: str, now: float, rates: Sequence[float]) -> tuple[float, int, float]:
+        """See `wait`; with it `unanswered`, and when the reads that were sent there end."""
         queue = self._queues.get(replica)
-        if queue is None or not queue.prompts:
-            return 0.0
+        if queue is None:
+            return 0.0, 0, 0.0
+        if not queue.prompts:
+            return 0.0, 0, queue.reads_until
         head = next(iter(queue.prompts.values()))
         first = rates[0] + rates[1] * head.work.left + rates[2] * head.pairs
         whole = rates[0] * len(queue.prompts) + rates[1] * queue.tokens + rates[2] * queue.pairs
@@ -156,7 +162,9 @@ class Backlog:
         left = first - progress
         if left < 0:
             left = -left / 2
-        return left + max(whole - first, 0.0)
+        behind = whole - first
+        wait = left + behind if behind > 0 else left
+        return wait, len(queue.prompts), queue.reads_until
 
     def read_wait(self, replica: str, begin: float) -> float:
         """Seconds after `begin` for which the reads that were sent there keep its storage busy."""

@@ -1,4 +1,4 @@
-"""Seconds to the first token of one request on one replica: a price for each way to resume.
+"""Seconds to the first token of one request on one replica: what it is made of, term by term.
 
 **Prefill is not linear.** The token at position p looks back at p tokens, so what is left of a prompt of N
 tokens behind B reusable ones costs
@@ -12,14 +12,6 @@ a window or a state have a bounded past, which belongs to the first part.
 through host memory, so it pays both. Reads of one replica share its way to storage: a read waits for those
 that were begun before it.
 
-**Three ways are enough.** Let B move between two reaches. The bytes of a load grow at most linearly with B,
-what it saves grows with B² beside the linear part: as a function of B the price is concave, so that it is
-least at an end. Loading half of what a tier has is never better than all of it or nothing, and the choice
-is between the device alone, memory too, and storage too.
-
-**Computing costs others too, loading does not.** A way is chosen by seconds in which those of computation
-count `1 + crowd` times, where `crowd` is what a second of it adds to the waits of those behind.
-
 **What overlaps.** A load needs no computation, and runs while others compute. But the engine looks for one
 only when a step has tokens left to give, which behind a queue of prefills is when that queue is done. So
 wait, load and prefill are added up, and `Profile.overlap` says which share of storage reads is hidden by the
@@ -29,9 +21,12 @@ wait nevertheless.
 import math
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from kvstrata.errors import ConfigError
-from kvstrata.routing.decision import Reach, Reuse, Terms
+
+Vector = npt.NDArray[np.float64]
 
 LEARNED = (
     "overhead",
@@ -125,141 +120,3 @@ class Work(msgspec.Struct, frozen=True, gc=False):
             float(self.storage_bytes),
             self.wait,
         )
-
-
-class Situation(msgspec.Struct, frozen=True, gc=False):
-    """What a replica is like at the moment, for any request.
-
-    Attributes:
-        rates: seconds per unit, in the order of `LEARNED`.
-        crowd: seconds that others wait for each second of computation.
-        read_wait: seconds for which storage is busy with other reads when this request could begin its own.
-        overlapped: seconds of storage reads that the request's wait hides.
-    """
-
-    rates: tuple[float, ...]
-    crowd: float = 0.0
-    read_wait: float = 0.0
-    overlapped: float = 0.0
-
-    def seconds(self, tokens: int, boundary: int) -> float:
-        """Computation of `tokens` of which `boundary` are there, as it counts in a choice."""
-        return (1 + self.crowd) * device_seconds(self.rates, tokens, boundary)
-
-
-class Way(msgspec.Struct, frozen=True, gc=False):
-    """One way to resume.
-
-    Attributes:
-        seconds: what ways of one replica are compared by.
-        source: last tier that it needs, or "none".
-        tokens: the boundary.
-        memory_bytes, storage_bytes: to be loaded.
-        load_cap: `max_load_tokens` that makes the engine take it; None where it does so by itself.
-    """
-
-    seconds: float
-    source: str
-    tokens: int
-    memory_bytes: int = 0
-    storage_bytes: int = 0
-    load_cap: int | None = None
-
-
-def device_seconds(rates: tuple[float, ...], tokens: int, boundary: int) -> float:
-    """Seconds of computation, without wait and overhead, of `tokens` with `boundary` of them there."""
-    left = tokens - boundary
-    return left * (rates[1] + rates[2] * (boundary + left / 2))
-
-
-def best_way(
-    situation: Situation,
-    reuse: Reuse | None,
-    tokens: int,
-    on_device: int,
-    load_cap: int | None = None,
-) -> Way:
-    """The quickest way for a request on a replica.
-
-    Args:
-        situation: of the replica.
-        reuse: what its index says; what that says beyond the prompt's last token but one counts as ending
-            there, because one token is always computed.
-        tokens: of the prompt, at least 1.
-        on_device: tokens believed to be on the device: the index's, or more that were just sent there.
-        load_cap: the client's own bound on tokens to load.
-    """
-    most = tokens - 1
-    device = on_device if on_device < most else most
-    source = "device" if device > 0 else "none"
-    if reuse is None or reuse.storage.tokens <= device:
-        return Way(situation.seconds(tokens, device), source, device, 0, 0, load_cap)
-    limit = most if load_cap is None else min(most, device + load_cap)
-    longest = min(reuse.storage.tokens, limit)
-    best = Way(situation.seconds(tokens, device), source, device)
-    for source, reach in (("memory", reuse.memory), ("storage", reuse.storage)):
-        if reach.tokens > device and limit > device:
-            way = _load(situation, source, reach, tokens, device, reuse.device.tokens, limit)
-            if way.seconds < best.seconds:
-                best = way
-    # Without a cap the engine takes all that the tiers have.
-    cap = best.tokens - device if best.tokens < longest else load_cap
-    return best if cap is None else msgspec.structs.replace(best, load_cap=cap)
-
-
-def _load(
-    situation: Situation,
-    source: str,
-    reach: Reach,
-    tokens: int,
-    device: int,
-    indexed: int,
-    limit: int,
-) -> Way:
-    """Resume at a reach, or as near to it as `limit` lets."""
-    boundary = reach.tokens
-    memory_bytes, storage_bytes = reach.memory_bytes, reach.storage_bytes
-    if boundary > limit or device > indexed:
-        # Bytes are known for the whole way from the index's own boundary; of a part of it, a part.
-        end = min(boundary, limit)
-        share = (end - device) / (boundary - indexed)
-        memory_bytes, storage_bytes = int(memory_bytes * share), int(storage_bytes * share)
-        boundary = end
-    rates = situation.rates
-    seconds = situation.seconds(tokens, boundary)
-    moved = memory_bytes + storage_bytes
-    if moved:
-        seconds += rates[3] + rates[4] * moved
-    if storage_bytes:
-        reads = rates[5] + rates[6] * storage_bytes
-        seconds += situation.read_wait + max(reads - situation.overlapped, 0.0)
-    return Way(seconds, source, boundary, memory_bytes, storage_bytes)
-
-
-def terms_of(
-    rates: tuple[float, ...],
-    work: Work,
-    *,
-    doubt: float = 0.0,
-    fault: float = 0.0,
-    burden: float = 0.0,
-) -> Terms:
-    """Seconds by term of some work, beside what is no work of this request."""
-    left, stored = work.left, work.storage_bytes
-    moved = work.memory_bytes + stored
-    storage_latency = rates[5] if stored else 0.0
-    storage_transfer = rates[6] * stored
-    return Terms(
-        wait=rates[7] * work.wait,
-        overhead=rates[0],
-        compute=rates[1] * left,
-        attention=rates[2] * left * (work.before + left / 2),
-        memory_latency=rates[3] if moved else 0.0,
-        memory_transfer=rates[4] * moved,
-        storage_latency=storage_latency,
-        storage_transfer=storage_transfer,
-        overlap=min(work.overlapped, storage_latency + storage_transfer) if stored else 0.0,
-        doubt=doubt,
-        fault=fault,
-        burden=burden,
-    )

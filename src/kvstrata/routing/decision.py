@@ -5,12 +5,12 @@ request really goes there; and reports what happened through `observed`, once wi
 at the end. Nothing here knows a clock: `now` is passed in, in seconds of any monotonic clock, the same for
 all calls.
 
-Structs instead of dataclasses: a decision over 64 replicas builds some hundred of them, and they are
+Structs instead of dataclasses: a decision over 64 replicas may build some hundred of them, and they are
 written out as JSON as they are.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self, overload
 
 import msgspec
 import numpy as np
@@ -106,7 +106,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         running: requests that run in the engine, from its metrics; 0 when unknown.
         in_flight: the router's own requests there that are not answered in full.
         in_flight_tokens: of their prompts.
-        reuse: what its index says, or None for a replica that publishes nothing.
+        reuse: what its index says, or None for a replica that publishes nothing; where there is `detail`,
+            without `Reach.loads`.
+        detail: makes the same with them, for who looks at an appraisal; None where `reuse` has them.
         trust: share of the index's answers that hold, 0 to 1: 1 when its stream is synced.
         index_age: seconds since the index last heard of the replica; only shown.
         ends_only: prefixes can be resumed where a prompt ended, not wherever two prompts part: a model
@@ -120,10 +122,16 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     in_flight: int = 0
     in_flight_tokens: int = 0
     reuse: Reuse | None = None
+    detail: Callable[[], Reuse] | None = None
     trust: float = 1.0
     index_age: float = 0.0
     ends_only: bool = False
     capacity: int = 0
+
+    @property
+    def shown(self) -> Reuse | None:
+        """`reuse`, by tier and group."""
+        return self.detail() if self.detail is not None else self.reuse
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -210,6 +218,72 @@ class Appraisal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     index_age: float = 0.0
 
 
+class Appraisals(Sequence[Appraisal]):
+    """Appraisals of all candidates, each made when someone looks at it: mostly, only of the chosen one.
+
+    Args:
+        names: of the replicas, in the order of the candidates.
+        make: makes the one at a place; called once for each at most.
+    """
+
+    __slots__ = ("_made", "_make", "names")
+
+    def __init__(self, names: Sequence[str], make: Callable[[int], Appraisal]) -> None:
+        self.names = names
+        self._make = make
+        self._made: dict[int, Appraisal] = {}
+
+    @classmethod
+    def of(cls, appraisals: Sequence[Appraisal]) -> Self:
+        """Those that are made already."""
+        return cls([one.replica for one in appraisals], appraisals.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Appraisal: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Appraisal]: ...
+    def __getitem__(self, index: int | slice) -> Appraisal | Sequence[Appraisal]:
+        if isinstance(index, slice):
+            return tuple(self[one] for one in range(len(self))[index])
+        place = range(len(self))[index]
+        made = self._made.get(place)
+        if made is None:
+            made = self._made[place] = self._make(place)
+        return made
+
+    def __iter__(self) -> Iterator[Appraisal]:
+        return (self[place] for place in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Appraisals) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of every other list
+
+    def named(self, replica: str) -> Appraisal:
+        """Of the named candidate.
+
+        Raises:
+            KeyError: it was not considered.
+        """
+        try:
+            return self[self.names.index(replica)]
+        except ValueError:
+            raise KeyError(replica) from None
+
+    def replaced(self, appraisal: Appraisal) -> "Appraisals":
+        """The same, but for one replica."""
+        there = self.names.index(appraisal.replica)
+        return Appraisals(self.names, lambda place: appraisal if place == there else self[place])
+
+    def only(self, replicas: Iterable[str | None]) -> "Appraisals":
+        """Those of some replicas; of what the others need, nothing is kept."""
+        wanted = set(replicas)
+        return Appraisals.of([self.named(one) for one in self.names if one in wanted])
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Where a request goes, and why.
 
@@ -221,7 +295,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         runner_up: the next best by score, or None when there is only one.
         load_cap: to be sent as `kv_transfer_params.max_load_tokens`, or None for nothing to be sent.
         at: when, seconds.
-        considered: every candidate, in the order that was given.
+        appraisals: of every candidate, in the order that was given.
         tokens: of the prompt, as the policy took it to be.
     """
 
@@ -232,24 +306,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     runner_up: str | None
     load_cap: int | None
     at: float
-    considered: tuple[Appraisal, ...]
+    appraisals: Appraisals
     tokens: int = 0
+
+    @property
+    def considered(self) -> tuple[Appraisal, ...]:
+        """All of `appraisals`, made; as they are written out as JSON."""
+        return tuple(self.appraisals)
 
     @property
     def appraisal(self) -> Appraisal:
         """Of the chosen replica."""
-        return self.of(self.chosen)
-
-    def of(self, replica: str) -> Appraisal:
-        """Of the named candidate.
-
-        Raises:
-            KeyError: it was not considered.
-        """
-        for appraisal in self.considered:
-            if appraisal.replica == replica:
-                return appraisal
-        raise KeyError(replica)
+        return self.appraisals.named(self.chosen)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):

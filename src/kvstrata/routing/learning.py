@@ -29,10 +29,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from kvstrata.errors import ConfigError
-from kvstrata.routing.cost import LEARNED, Profile, Work
+from kvstrata.routing.cost import LEARNED, Profile, Vector, Work
 
 VERSION = 1
 FURTHEST = 1024.0
@@ -57,7 +56,6 @@ SETTLED = 1e-3
 """Change of the innovation after which another linearisation would change nothing."""
 MOST_REPLICAS = 4096
 
-Vector = npt.NDArray[np.float64]
 _NONE: Vector = np.zeros(len(LEARNED))
 
 
@@ -117,7 +115,10 @@ class Learner:
         self._special = {name: one.rates() for name, one in self._stated.items()}
         self._fleet = _Estimate(FLEET_SPREAD, 0.0)
         self._own: dict[str, _Estimate] = {}
-        self._rates: dict[str, tuple[float, ...]] = {}
+        self._rows: dict[str, int] = {}
+        self._stated_rows: Vector = np.empty((0, len(LEARNED)))
+        self._own_rows: Vector = np.empty((0, len(LEARNED)))
+        self._believed: Vector | None = None
 
     def profile_of(self, replica: str) -> Profile:
         """What is stated of a replica."""
@@ -125,16 +126,18 @@ class Learner:
 
     def rates(self, replica: str) -> tuple[float, ...]:
         """Seconds per unit as they are believed now, in the order of `LEARNED`."""
-        rates = self._rates.get(replica)
-        if rates is None:
-            if not self._rates:
-                self._work_out([*self._own])
-            if replica not in self._rates:
-                if len(self._rates) >= MOST_REPLICAS:
-                    self._rates.clear()
-                self._work_out([replica])
-            rates = self._rates[replica]
-        return rates
+        return tuple(self.rates_of([replica])[0].tolist())
+
+    def rates_of(self, replicas: Sequence[str]) -> Vector:
+        """The same of several: float64 (replicas, 8)."""
+        try:
+            places = [self._rows[one] for one in replicas]
+        except KeyError:
+            self._make_rows(replicas)
+            places = [self._rows[one] for one in replicas]
+        if self._believed is None:
+            self._believed = self._stated_rows * _factors(self._fleet.mean + self._own_rows)
+        return self._believed[places]
 
     def learn(self, replica: str, work: Work, seconds: float, now: float) -> None:
         """A request that made a replica do `work` had its first token after `seconds`.
@@ -152,7 +155,7 @@ class Learner:
         if own is None:
             own = self._own[replica] = _Estimate(OWN_SPREAD, now)
             while len(self._own) > MOST_REPLICAS:
-                self._own.pop(next(iter(self._own)))
+                self.forget(next(iter(self._own)))
         fleet = self._fleet
         fleet.forget(now, FORGET_FLEET)
         own.forget(now, FORGET)
@@ -174,18 +177,20 @@ class Learner:
                 own.changes += 1
                 own.run = 0
                 own.widen()
-        self._rates.clear()
+        self._believed = None
+        if replica in self._rows:
+            self._own_rows[self._rows[replica]] = own.mean
 
     def forget(self, replica: str) -> None:
         """The replica is gone for good."""
         self._own.pop(replica, None)
-        self._rates.pop(replica, None)
+        self._rows.clear()
 
     def learned(self, replica: str) -> dict[str, Learned]:
         """By term: the factor of the stated rate, and how sure it is."""
         own = self._own.get(replica) or _Estimate(OWN_SPREAD, 0.0)
         spread = np.sqrt(np.diag(self._fleet.covariance) + np.diag(own.covariance))
-        factors = self._factors([replica])[0]
+        factors = _factors(self._fleet.mean + own.mean)
         return {
             name: Learned(float(factor), float(deviation))
             for name, factor, deviation in zip(LEARNED, factors, spread, strict=True)
@@ -246,19 +251,17 @@ class Learner:
             ) from None
         self._fleet = fleet
         self._own.update(own)
-        self._rates.clear()
+        self._rows.clear()
 
-    def _factors(self, replicas: Sequence[str]) -> Vector:
-        """float64 (replicas, terms)."""
-        means = [own.mean if (own := self._own.get(one)) else _NONE for one in replicas]
-        logs = self._fleet.mean + np.array(means)
-        return np.exp(np.clip(logs, -math.log(FURTHEST), math.log(FURTHEST)))
-
-    def _work_out(self, replicas: Sequence[str]) -> None:
-        if replicas:
-            stated = np.array([self._stated_rates(one) for one in replicas])
-            rates = (stated * self._factors(replicas)).tolist()
-            self._rates.update(zip(replicas, map(tuple, rates), strict=True))
+    def _make_rows(self, replicas: Sequence[str]) -> None:
+        """Room for replicas that are asked about for the first time, beside those that were."""
+        kept = self._rows if len(self._rows) < MOST_REPLICAS else {}
+        names = list(dict.fromkeys([*kept, *self._own, *replicas]))
+        means = [own.mean if (own := self._own.get(one)) else _NONE for one in names]
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._stated_rows = np.array([self._stated_rates(one) for one in names])
+        self._own_rows = np.array(means)
+        self._believed = None
 
     def _stated_rates(self, replica: str) -> tuple[float, ...]:
         return self._special.get(replica, self._usual)
@@ -269,7 +272,7 @@ class Learner:
         prior_fleet, prior_own = fleet.mean.copy(), own.mean.copy()
         surprise, moved_to = 0.0, math.inf
         for turn in range(ROUNDS):
-            parts = stated * np.exp(np.clip(fleet.mean + own.mean, -limit, limit))
+            parts = stated * _factors(fleet.mean + own.mean)
             predicted = float(parts.sum())
             share = parts / predicted
             noise = NOISE + WAIT_NOISE * float(share[-1]) + SMALLEST / min(predicted, seconds)
@@ -294,6 +297,12 @@ class Learner:
         fleet.covariance = fleet.covariance - np.outer(by_fleet, by_fleet) / variance
         own.covariance = own.covariance - np.outer(by_own, by_own) / variance
         return surprise
+
+
+def _factors(logs: Vector) -> Vector:
+    """Of logarithms, within bounds."""
+    found: Vector = np.exp(np.clip(logs, -math.log(FURTHEST), math.log(FURTHEST)))
+    return found
 
 
 class _SavedEstimate(msgspec.Struct):

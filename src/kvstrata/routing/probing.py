@@ -8,14 +8,33 @@ and later without.
 
 import math
 
-from kvstrata.routing.cost import Way
+import msgspec
+
 from kvstrata.routing.decision import Reuse
+from kvstrata.routing.pricing import Standing
 
 PROBE_SECONDS = 0.5
 SOONEST = 5.0
 LATEST = 640.0
 SURPRISE = 0.4
 """Logarithm of actual to foreseen seconds from which a probe has taught something."""
+
+
+class Way(msgspec.Struct, frozen=True, gc=False):
+    """A small load.
+
+    Attributes:
+        source: the tier that it tries.
+        tokens: where the request resumes.
+        memory_bytes, storage_bytes: to be loaded.
+        load_cap: `max_load_tokens` that makes the engine take no more.
+    """
+
+    source: str
+    tokens: int
+    memory_bytes: int
+    storage_bytes: int
+    load_cap: int
 
 
 class Probes:
@@ -28,7 +47,7 @@ class Probes:
     def way(
         self,
         reuse: Reuse | None,
-        rates: tuple[float, ...],
+        here: Standing,
         device: int,
         boundary: int,
         limit: int,
@@ -38,7 +57,7 @@ class Probes:
 
         Args:
             reuse: what the replica's index says.
-            rates: of the replica.
+            here: the replica.
             device: tokens on its device.
             boundary: tokens at which the chosen way resumes.
             limit: tokens beyond which nothing may be loaded.
@@ -55,7 +74,7 @@ class Probes:
                 continue
             in_storage = tier == "storage"
             moved = high.storage_bytes if in_storage else high.memory_bytes
-            believed = rates[6 if in_storage else 4] * moved
+            believed = (here.per_stored_byte if in_storage else here.per_byte) * moved
             share = min(PROBE_SECONDS / believed, 1.0) if believed > 0 else 1.0
             share = min(share, (end - low.tokens) / (high.tokens - low.tokens))
             tokens = low.tokens + int(share * (high.tokens - low.tokens))
@@ -63,7 +82,7 @@ class Probes:
                 continue
             memory_bytes = high.memory_bytes if in_storage else int(share * high.memory_bytes)
             storage_bytes = int(share * high.storage_bytes) if in_storage else 0
-            return Way(0.0, tier, tokens, memory_bytes, storage_bytes, tokens - device)
+            return Way(tier, tokens, memory_bytes, storage_bytes, tokens - device)
         return None
 
     def used(self, source: str, now: float) -> None:

@@ -1,6 +1,6 @@
 """Our policy: each request goes where its first token comes soonest.
 
-A replica's score is the price of its best way to resume (`routing.cost`), in seconds as they were learned
+A replica's score is the price of its best way to resume (`routing.pricing`), in seconds as they were learned
 (`routing.learning`), behind what was sent there before (`routing.backlog`). To that come
 - *doubt*: an index that may be wrong costs what its error would, times how likely it is;
 - *fault*: replicas that failed lately are avoided for some seconds, so that one which fails fast does not
@@ -20,12 +20,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
+from kvstrata.routing.appraising import appraise, tried
 from kvstrata.routing.backlog import Backlog, Pending
-from kvstrata.routing.cost import Profile, Situation, Work, best_way, device_seconds, terms_of
+from kvstrata.routing.cost import Profile, Vector, Work
 from kvstrata.routing.decision import (
     Appraisal,
+    Appraisals,
     Candidate,
     Decision,
     NoCandidatesError,
@@ -36,6 +36,7 @@ from kvstrata.routing.drift import what_happened
 from kvstrata.routing.history import History
 from kvstrata.routing.learning import Learner
 from kvstrata.routing.picking import pick
+from kvstrata.routing.pricing import Standing, price_each
 from kvstrata.routing.probing import Probes
 from kvstrata.routing.recent import Decayed, Typical
 from kvstrata.routing.simple import REMEMBERED_SECONDS, REMEMBERED_TRUST
@@ -96,25 +97,33 @@ class Seconds:
             raise NoCandidatesError("no replica to choose from")
         tokens = max(request.tokens if request.tokens is not None else int(self._tokens.mean), 1)
         crowding = self._crowding(len(candidates), now)
-        known = _Known(self, request, now)
-        considered = tuple(
-            self._appraise(request, one, tokens, known, crowding, now) for one in candidates
+        names = [one.name for one in candidates]
+        rates = self.learner.rates_of(names)
+        standings = self._standings(request, candidates, rates, crowding, now)
+        prices = price_each(standings, rates, tokens, request.load_cap)
+
+        def standing(place: int) -> Standing:
+            return Standing(*standings[place], *rates[place].tolist())
+
+        appraisals = Appraisals(
+            names,
+            lambda place: appraise(candidates[place], standing(place), prices.at(place)),
         )
         before = self._sessions.get(request.session) if request.session is not None else None
-        chosen, runner_up, reason = pick(request.id, considered, before, self._placed, now)
-        probe = self._probe(request, chosen, tokens, now)
+        place, second, reason = pick(request.id, names, prices, before, self._placed, now)
+        chosen = appraisals[place]
+        probe = self._probe(request, chosen, standing(place), tokens, now)
         if probe is not None:
-            considered = tuple(probe if one is chosen else one for one in considered)
-            chosen, reason = probe, PROBE
+            appraisals, chosen, reason = appraisals.replaced(probe), probe, PROBE
         return Decision(
             id=request.id,
             policy=self.name,
             chosen=chosen.replica,
             reason=reason,
-            runner_up=runner_up,
+            runner_up=None if second is None else names[second],
             load_cap=chosen.load_cap,
             at=now,
-            considered=considered,
+            appraisals=appraisals,
             tokens=tokens,
         )
 
@@ -260,104 +269,74 @@ class Seconds:
         load = min(self._busy.rate("", now) / replicas, FULLEST)
         return self._burden * self._arrivals.rate("", now) / replicas / (1 - load)
 
-    def _wait(self, candidate: Candidate, rates: tuple[float, ...], now: float) -> float:
-        name = candidate.name
-        wait = self._backlog.wait(name, now, rates)
-        foreign = candidate.waiting - self._backlog.unanswered(name)
-        if foreign > 0:
-            wait += foreign * self._compute.mean
-        if candidate.capacity and candidate.in_flight >= candidate.capacity:
-            ahead = candidate.in_flight - candidate.capacity + 1
-            wait = max(wait, ahead * self._duration.mean / candidate.capacity)
-        return wait
-
-    def _appraise(
+    def _standings(
         self,
         request: RequestView,
-        candidate: Candidate,
-        tokens: int,
-        known: "_Known",
+        candidates: Sequence[Candidate],
+        rates: Vector,
         crowding: float,
         now: float,
-    ) -> Appraisal:
-        name, reuse = candidate.name, candidate.reuse
-        rates = self.learner.rates(name)
-        wait = self._wait(candidate, rates, now)
-        indexed = reuse.device.tokens if reuse is not None else 0
-        guessed = known.tokens(candidate)
-        on_device = guessed if guessed > indexed else indexed
-        overlap = self.learner.profile_of(name).overlap if wait else 0.0
-        situation = Situation(
-            rates,
-            min(crowding * (wait + self._compute.mean), MOST_CROWD),
-            self._backlog.read_wait(name, now + wait),
-            overlap * wait * rates[-1],
-        )
-        way = best_way(situation, reuse, tokens, on_device, request.load_cap)
-        work = Work(
-            tokens - way.tokens,
-            way.tokens,
-            way.memory_bytes,
-            way.storage_bytes,
-            wait + situation.read_wait if way.storage_bytes else wait,
-            situation.overlapped,
-        )
-        trust = candidate.trust if reuse is not None else REMEMBERED_TRUST
-        computed = device_seconds(rates, tokens, way.tokens)
-        doubt = 0.0
-        if trust < 1 and way.tokens:
-            doubt = (1 - trust) * (device_seconds(rates, tokens, 0) - computed)
-        faults = self._faults.value(name, now)
-        fault = min(FAULT_SECONDS * (2.0 ** min(faults, 16) - 1), FAULT_MOST) if faults else 0.0
-        burden = situation.crowd * computed
-        terms = terms_of(rates, work, doubt=doubt, fault=fault, burden=burden)
-        return Appraisal(
-            replica=name,
-            score=terms.score,
-            terms=terms,
-            tokens=way.tokens,
-            device_tokens=on_device if on_device < way.tokens else way.tokens,
-            predicted_tokens=max(min(on_device, way.tokens) - indexed, 0) if guessed else 0,
-            source=way.source,
-            memory_bytes=way.memory_bytes,
-            storage_bytes=way.storage_bytes,
-            load_cap=way.load_cap,
-            reuse=reuse,
-            trust=trust,
-            index_age=candidate.index_age,
-        )
+    ) -> list[tuple[float, ...]]:
+        """For each candidate the figures of `Standing` before the rates."""
+        known = _Known(self, request, now)
+        usual, failing = self._compute.mean, set(self._faults.names())
+        found: list[tuple[float, ...]] = []
+        for one, believed in zip(candidates, rates.tolist(), strict=True):
+            name, reuse = one.name, one.reuse
+            wait, unanswered, reads_until = self._backlog.look(name, now, believed)
+            if one.waiting > unanswered:
+                wait += (one.waiting - unanswered) * usual
+            if one.capacity and one.in_flight >= one.capacity:
+                ahead = one.in_flight - one.capacity + 1
+                wait = max(wait, ahead * self._duration.mean / one.capacity)
+            overlapped = read_wait = 0.0
+            if wait:
+                overlapped = self.learner.profile_of(name).overlap * wait * believed[-1]
+            if reads_until > now + wait:
+                read_wait = reads_until - now - wait
+            crowd = crowding * (wait + usual)
+            if crowd > MOST_CROWD:
+                crowd = MOST_CROWD
+            fault = self._fault(name, now) if name in failing else 0.0
+            guessed = known.tokens(one)
+            if reuse is None:
+                state = wait, REMEMBERED_TRUST, fault, crowd, read_wait, overlapped
+                found.append((*state, guessed, 0, 0, 0, 0, 0, 0))
+                continue
+            indexed, memory, storage = reuse.device.tokens, reuse.memory, reuse.storage
+            found.append(
+                (
+                    wait,
+                    one.trust,
+                    fault,
+                    crowd,
+                    read_wait,
+                    overlapped,
+                    guessed if guessed > indexed else indexed,
+                    indexed,
+                    memory.tokens,
+                    storage.tokens,
+                    memory.memory_bytes,
+                    storage.memory_bytes,
+                    storage.storage_bytes,
+                )
+            )
+        return found
+
+    def _fault(self, replica: str, now: float) -> float:
+        faults = self._faults.value(replica, now)
+        return min(FAULT_SECONDS * (math.pow(2.0, min(faults, 16.0)) - 1), FAULT_MOST)
 
     def _probe(
-        self, request: RequestView, chosen: Appraisal, tokens: int, now: float
+        self, request: RequestView, chosen: Appraisal, here: Standing, tokens: int, now: float
     ) -> Appraisal | None:
         """The chosen replica, but with a small load from a tier that was avoided for long."""
         if request.load_cap is not None:
             return None
-        rates = self.learner.rates(chosen.replica)
         way = self._probes.way(
-            chosen.reuse, rates, chosen.device_tokens, chosen.tokens, tokens - 1, now
+            chosen.reuse, here, chosen.device_tokens, chosen.tokens, tokens - 1, now
         )
-        if way is None:
-            return None
-        work = Work(
-            tokens - way.tokens,
-            way.tokens,
-            way.memory_bytes,
-            way.storage_bytes,
-            chosen.terms.wait / rates[-1],
-        )
-        before = chosen.terms
-        terms = terms_of(rates, work, doubt=before.doubt, fault=before.fault, burden=before.burden)
-        return msgspec.structs.replace(
-            chosen,
-            score=terms.score,
-            terms=terms,
-            tokens=way.tokens,
-            source=way.source,
-            memory_bytes=way.memory_bytes,
-            storage_bytes=way.storage_bytes,
-            load_cap=way.load_cap,
-        )
+        return None if way is None else tried(chosen, here, way, tokens)
 
 
 class _Known:
@@ -367,14 +346,15 @@ class _Known:
         self._policy = policy
         self._request = request
         self._now = now
-        self._found: dict[tuple[bool, bool], Mapping[str, int]] = {}
+        self._found: dict[int, Mapping[str, int]] = {}
 
     def tokens(self, candidate: Candidate) -> int:
         """Tokens that the candidate is believed to hold although its index does not say so."""
-        kind = (candidate.reuse is None, candidate.ends_only)
+        silent = candidate.reuse is None
+        kind = 2 * silent + candidate.ends_only
         found = self._found.get(kind)
         if found is None:
-            found = self._found[kind] = self._ask(*kind)
+            found = self._found[kind] = self._ask(silent, candidate.ends_only)
         return found.get(candidate.name, 0) * self._request.prefix_tokens if found else 0
 
     def _ask(self, silent: bool, ends_only: bool) -> Mapping[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvstrata.routing.decision import (
     Appraisal,
+    Appraisals,
     Candidate,
     Decision,
     NoCandidatesError,
@@ -54,7 +55,7 @@ def choose(
         runner_up=ranked[1].replica if len(ranked) > 1 else None,
         load_cap=request.load_cap,
         at=now,
-        considered=tuple(considered),
+        appraisals=Appraisals.of(considered),
     )
 
 
@@ -72,7 +73,7 @@ def appraise(
         score=score,
         tokens=tokens,
         source=source,
-        reuse=candidate.reuse,
+        reuse=candidate.shown,
         trust=candidate.trust,
         index_age=candidate.index_age,
     )

@@ -2,28 +2,67 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_ways import PlainSituation, PlainWay, plain_best_way, plain_terms
 
 from kvstrata.errors import ConfigError
-from kvstrata.routing.cost import (
-    LEARNED,
-    Profile,
-    Situation,
-    Work,
-    best_way,
-    device_seconds,
-    terms_of,
-)
-from kvstrata.routing.decision import Reach, Reuse, Terms
+from kvstrata.routing import pricing
+from kvstrata.routing.appraising import appraise
+from kvstrata.routing.cost import LEARNED, Profile, Work
+from kvstrata.routing.decision import Appraisal, Candidate, Reach, Reuse, Terms
+from kvstrata.routing.pricing import SOURCES, UNCAPPED, Price, Standing, add_up, choose_way
 
 PROFILE = Profile()
 BYTES = 100_000
 
 
-def situation(profile: Profile = PROFILE, **others: float) -> Situation:
-    return Situation(profile.rates(), **others)
+def situation(profile: Profile = PROFILE, **others: float) -> PlainSituation:
+    return PlainSituation(profile.rates(), **others)
+
+
+def standing(
+    here: PlainSituation,
+    offered: Reuse | None,
+    on_device: int,
+    wait: float = 0.0,
+    trust: float = 1.0,
+    fault: float = 0.0,
+) -> Standing:
+    known = offered or Reuse()
+    return Standing(
+        wait,
+        trust,
+        fault,
+        here.crowd,
+        here.read_wait,
+        here.overlapped,
+        on_device,
+        known.device.tokens,
+        known.memory.tokens,
+        known.storage.tokens,
+        known.memory.memory_bytes,
+        known.storage.memory_bytes,
+        known.storage.storage_bytes,
+        *here.rates,
+    )
+
+
+def best_way(
+    here: PlainSituation, offered: Reuse, tokens: int, on_device: int, cap: int | None = None
+) -> PlainWay:
+    price = Price()
+    choose_way(standing(here, offered, on_device), tokens, UNCAPPED if cap is None else cap, price)
+    return PlainWay(
+        price.seconds,
+        SOURCES[int(price.source)],
+        int(price.tokens),
+        int(price.memory_bytes),
+        int(price.storage_bytes),
+        None if price.load_cap == UNCAPPED else int(price.load_cap),
+    )
 
 
 def reuse(device: int, memory: int, storage: int) -> Reuse:
@@ -118,18 +157,101 @@ def test_what_was_just_sent_there_need_not_be_loaded(
     assert way.memory_bytes + way.storage_bytes <= max(storage - on_device, 0) * BYTES
 
 
+@st.composite
+def replicas(draw: st.DrawFn, tokens: int) -> tuple[PlainSituation, Reuse | None, int, float]:
+    """How it is, what its index says, tokens believed to be on the device, and seconds of its queue."""
+    here = situation(
+        draw(profiles),
+        crowd=draw(st.floats(0, 4)),
+        read_wait=draw(st.floats(0, 1)),
+        overlapped=draw(st.sampled_from([0.0, 0.5])),
+    )
+    ends = st.integers(0, 2 * tokens)  # an index may know of more than this prompt's beginning
+    device, memory, storage = sorted(draw(ends) for _ in range(3))
+    known = draw(st.booleans())
+    sent = draw(st.one_of(st.just(0), st.integers(0, 2 * tokens)))
+    offered = reuse(device, memory, storage) if known else None
+    return here, offered, max(sent, device) if known else sent, draw(st.floats(0, 5))
+
+
+@st.composite
+def fleets(draw: st.DrawFn):
+    tokens = draw(st.integers(1, 400))
+    cap = draw(st.one_of(st.none(), st.integers(0, 400)))
+    return tokens, cap, draw(st.lists(replicas(tokens), min_size=1, max_size=5))
+
+
+@given(fleets(), st.floats(0, 1), st.sampled_from([0.0, 1.5]))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_replica_has_the_price_that_is_stated_anew(compiled, fleet, trust, fault) -> None:
+    tokens, cap, drawn = fleet
+    places = [
+        standing(here, offered, on_device, wait, trust, fault)
+        for here, offered, on_device, wait in drawn
+    ]
+    figures, rates = [one[:-8] for one in places], np.array([one[-8:] for one in places])
+    with pytest.MonkeyPatch.context() as patch:
+        if compiled:
+            pricing.warm()
+        else:
+            patch.setattr(pricing, "ready", lambda: False)
+        prices = pricing.price_each(figures, rates, tokens, cap)
+    for place, (here, offered, on_device, wait) in enumerate(drawn):
+        way = plain_best_way(here, offered, tokens, on_device, cap)
+        terms = plain_terms(here, way, tokens, wait, trust, fault)
+        told = appraise(Candidate(name="a", reuse=offered), places[place], prices.at(place))
+        assert told == Appraisal(
+            replica="a",
+            score=pytest.approx(terms.score, rel=1e-12, abs=1e-15),
+            terms=told.terms,
+            tokens=way.tokens,
+            device_tokens=min(on_device, way.tokens),
+            predicted_tokens=max(
+                min(on_device, way.tokens) - (offered.device.tokens if offered else 0), 0
+            ),
+            source=way.source,
+            memory_bytes=way.memory_bytes,
+            storage_bytes=way.storage_bytes,
+            load_cap=way.load_cap,
+            reuse=offered,
+            trust=trust,
+        )
+        assert told.terms.score == told.score == prices.score[place]
+        assert told.terms.first_token == prices.first_token[place]
+        assert prices.offered[place] == max(way.tokens, offered.storage.tokens if offered else 0)
+        for name in Terms.__struct_fields__:
+            expected = pytest.approx(getattr(terms, name), rel=1e-12, abs=1e-15)
+            assert getattr(told.terms, name) == expected
+
+
+@given(fleets())
+def test_compiled_and_plain_prices_are_equal_to_the_last_bit(fleet) -> None:
+    tokens, cap, drawn = fleet
+    pricing.warm()
+    places = [standing(here, offered, there, wait) for here, offered, there, wait in drawn]
+    figures, rates = [one[:-8] for one in places], np.array([one[-8:] for one in places])
+    fast = pricing.price_each(figures, rates, tokens, cap)
+    for place, here in enumerate(places):
+        price = Price()
+        choose_way(here, float(tokens), UNCAPPED if cap is None else float(cap), price)
+        add_up(here, float(tokens), price)
+        assert fast.at(place) == price
+
+
 @given(profiles, cases(), st.floats(0, 4), st.floats(0, 1))
 def test_terms_add_up_to_what_ways_are_compared_by(
     profile: Profile, case: tuple[int, int, int, int], crowd: float, read_wait: float
 ) -> None:
     tokens, device, memory, storage = case
     here = situation(profile, crowd=crowd, read_wait=read_wait)
-    way = best_way(here, reuse(device, memory, storage), tokens, device)
-    wait = read_wait if way.storage_bytes else 0.0
-    work = Work(tokens - way.tokens, way.tokens, way.memory_bytes, way.storage_bytes, wait)
-    burden = crowd * device_seconds(here.rates, tokens, way.tokens)
-    terms = terms_of(here.rates, work, burden=burden)
-    assert terms.score - terms.overhead == pytest.approx(way.seconds, rel=1e-9)
+    place, price = standing(here, reuse(device, memory, storage), device), Price()
+    choose_way(place, tokens, UNCAPPED, price)
+    add_up(place, tokens, price)
+    terms = price.terms
+    assert terms.score - terms.overhead == pytest.approx(price.seconds, rel=1e-9)
+    wait = read_wait if price.storage_bytes else 0.0
+    left = tokens - price.tokens
+    work = Work(left, price.tokens, price.memory_bytes, price.storage_bytes, wait)
     units = zip(here.rates, work.units(), strict=True)
     assert terms.first_token == pytest.approx(sum(rate * unit for rate, unit in units))
 
@@ -140,9 +262,9 @@ def test_terms_are_named_like_the_factors() -> None:
 
 def test_attention_doubles_where_it_is_stated() -> None:
     profile = Profile(prefill_tokens_per_s=1000, attention_doubles_at=8000)
-    assert device_seconds(profile.rates(), 8000, 0) == pytest.approx(16.0)
+    assert best_way(situation(profile), Reuse(), 8000, 0).seconds == pytest.approx(16.0)
     # The second half looks back at the first: three times its attention.
-    second = device_seconds(profile.rates(), 8000, 4000)
+    second = best_way(situation(profile), reuse(4000, 4000, 4000), 8000, 4000).seconds
     assert second == pytest.approx(4.0 + 8.0 * 3 / 4)
 
 

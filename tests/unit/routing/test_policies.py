@@ -79,7 +79,7 @@ def test_every_policy_answers_in_full_and_only_what_is_sent_counts(name: str) ->
     assert first.chosen != first.runner_up
     assert first.appraisal.replica == first.chosen
     assert first.reason and first.policy == name and first.id == "1"
-    msgspec.json.decode(msgspec.json.encode(first))
+    msgspec.json.decode(msgspec.json.encode(first.considered))
     policy.sent(request, first, 1.0)
     answer(policy, first, 2.0, 0.5)
     answer(policy, first, 2.0, 0.5)
@@ -198,11 +198,11 @@ def test_seconds_say_why() -> None:
     chosen = decision.appraisal
     assert (decision.chosen, decision.reason, decision.runner_up) == ("b", "spread", "c")
     assert (chosen.tokens, chosen.device_tokens, chosen.source) == (6000, 6000, "device")
-    other = decision.of("c")
+    other = decision.appraisals.named("c")
     assert (other.source, other.storage_bytes, other.load_cap) == ("storage", 5000 * BYTES, None)
     assert other.terms.storage_transfer == pytest.approx(0.1)
     with pytest.raises(KeyError):
-        decision.of("z")
+        decision.appraisals.named("z")
 
 
 @pytest.mark.parametrize(("speed", "cap", "source"), [(20e9, None, "storage"), (2e8, 0, "none")])
@@ -313,7 +313,7 @@ def test_a_replica_that_stands_still_is_left() -> None:
         if decision.chosen != "frozen":
             answer(policy, decision, number + 0.9, 0.9)
     assert decision.chosen != "frozen"
-    assert decision.of("frozen").terms.wait > 1
+    assert decision.appraisals.named("frozen").terms.wait > 1
 
 
 def test_other_routers_requests_and_full_seats_count() -> None:
