@@ -75,7 +75,7 @@ def running(console: Console) -> Iterator[Bench]:
     tokenizer = ensure_tokenizer()
     prompts = Prompts(1, tokenizer)
     with contextlib.ExitStack() as ending:
-        engines = ending.enter_context(fleet.engines(ENGINES))
+        engines = ending.enter_context(fleet.engines(ENGINES, tokenizer))
         every = range(ENGINES)
         held = {
             "1k": [prompts.held(engine, SHORT) for engine in every],

@@ -37,12 +37,12 @@ class Helper:
 
     Args:
         module: to run.
-        argument: its only one.
+        arguments: for it.
     """
 
-    def __init__(self, module: str, argument: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, argument],
+            [sys.executable, "-m", module, *arguments],
             cwd=report.REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -96,7 +96,7 @@ class Engines:
 
 
 @contextlib.contextmanager
-def engines(count: int) -> Iterator[Engines]:
+def engines(count: int, tokenizer: Path) -> Iterator[Engines]:
     """So many stub engines in one process, and their events in another."""
     addresses = [
         (f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}") for _ in range(count)
@@ -106,7 +106,7 @@ def engines(count: int) -> Iterator[Engines]:
         directory = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="kvstrata-")))
         events = Helper("lab.bench.router_events", given)
         ending.callback(events.close)
-        stub = Helper("lab.bench.router_stub", given)
+        stub = Helper("lab.bench.router_stub", given, str(tokenizer))
         ending.callback(stub.close)
 
         def publish(held: Sequence[Held]) -> None:

@@ -1,11 +1,12 @@
-"""Engines that compute nothing: `python -m lab.bench.router_stub ENDPOINTS`.
+"""Engines that compute nothing: `python -m lab.bench.router_stub ENDPOINTS TOKENIZER`.
 
 ENDPOINTS is JSON: for each engine the addresses of its events and of its replays, which it tells in its
-metrics and leaves to others. All run in one process, which prints their ports as JSON.
+metrics and leaves to others. TOKENIZER is a directory, by which `/tokenize` is answered for texts. All run
+in one process, which prints their ports as JSON.
 
 `max_tokens` decides how one answers: a request without `stream` at once and whole; a stream of fewer than
 `PACED_FROM` tokens at once; a longer one with a token in every step, all streams of an engine together, as
-an engine's steps do. Bodies are not parsed.
+an engine's steps do. Bodies of those requests are not parsed.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from typing import cast
 
 import httptools
 import uvloop
+from tokenizers import Tokenizer
 
 STEP = 0.01
 """Seconds between two tokens of a stream."""
@@ -48,9 +50,11 @@ class Engine:
         number: from 0; in the id of every answer.
         events: address of its events.
         replay: address of its replays.
+        tokenizer: of its model.
     """
 
-    def __init__(self, number: int, events: str, replay: str) -> None:
+    def __init__(self, number: int, events: str, replay: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         shown = f'vllm:kvstrata_endpoints{{events="{events}",snapshots="{replay}"}} 1.0\n'
         load = "vllm:num_requests_running{} 0.0\nvllm:num_requests_waiting{} 0.0\n"
         self.metrics = _answer(b"text/plain", (load + shown).encode())
@@ -58,6 +62,14 @@ class Engine:
         self.whole = _answer(b"application/json", _WHOLE % number)
         self.token = _chunk(b"data: " + _SHOWN % number + b"\n\n")
         self.streams: dict[asyncio.Transport, int] = {}
+
+    def tokenized(self, body: bytes) -> bytes:
+        """The answer to a `/tokenize`; it has no chat template."""
+        text = json.loads(body).get("prompt")
+        if not isinstance(text, str):
+            return _answer(b"application/json", b'{"error":{"message":"no prompt"}}', b"400 Bad")
+        ids = self._tokenizer.encode(text).ids
+        return _answer(b"application/json", json.dumps({"count": len(ids), "tokens": ids}).encode())
 
     async def step(self) -> None:
         """Give each stream its next token, for ever, at an even pace."""
@@ -77,9 +89,9 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _answer(kind: bytes, body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(body))
-    return head + body
+def _answer(kind: bytes, body: bytes, status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+    return head % (status, kind, len(body)) + body
 
 
 _LAST = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
@@ -129,6 +141,9 @@ class Connection(asyncio.Protocol):
             write(named.get(self._url, _answer(b"application/json", b"{}")))
             return
         body = b"".join(self._body)
+        if self._url == b"/tokenize":
+            write(engine.tokenized(body))
+            return
         found = _MOST.search(body)
         most = int(found.group(1)) if found else 1
         if b'"stream":true' not in body and b'"stream": true' not in body:
@@ -144,9 +159,10 @@ class Connection(asyncio.Protocol):
 async def main() -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
+    tokenizer = Tokenizer.from_file(f"{sys.argv[2]}/tokenizer.json")
     ports, servers, steps = [], [], []
     for number, (events, replay) in enumerate(json.loads(sys.argv[1])):
-        engine = Engine(number, events, replay)
+        engine = Engine(number, events, replay, tokenizer)
         server = await loop.create_server(lambda e=engine: Connection(e), "127.0.0.1", 0)  # type: ignore[misc]
         servers.append(server)
         ports.append(server.sockets[0].getsockname()[1])
