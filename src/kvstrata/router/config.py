@@ -109,7 +109,7 @@ class RouterConfig:
     replica: tuple[ReplicaConfig, ...] = ()
     host: str = _option("127.0.0.1", _text, "Address to listen at.")
     port: int = _option(8000, _port, "Port to listen at; 0 takes a free one.")
-    policy: str = _option("least-loaded", _text, "How a replica is chosen.")
+    policy: str = _option("seconds", _text, "How a replica is chosen.")
     tokenizer: str | None = _option(
         None, _text, "Directory of the model's files, for prompts of text; ids need none."
     )

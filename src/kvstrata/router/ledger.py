@@ -11,7 +11,7 @@ from kvstrata.routing.decision import Decision
 
 MOST_DECISIONS = 4096
 MOST_APPRAISALS = 32_768
-"""Candidates of all decisions that are kept with all their terms: some 50 MiB."""
+"""Candidates of all decisions that are kept with all their terms: 60 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True)

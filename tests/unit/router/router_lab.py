@@ -14,7 +14,13 @@ from kvstrata.router.config import RouterConfig
 from kvstrata.router.service import Router
 
 LONGEST = 60.0
-QUICK = {"probe_every": 0.1, "probe_timeout": 1.0, "drain_grace": 0.05, "port": 0}
+QUICK = {
+    "probe_every": 0.1,
+    "probe_timeout": 1.0,
+    "drain_grace": 0.05,
+    "port": 0,
+    "policy": "least-loaded",  # most tests ask nothing of an index, which takes a second to load
+}
 
 
 def run(test: Coroutine[Any, Any, None], longest: float = LONGEST) -> None:
