@@ -9,6 +9,9 @@ import xxhash
 ALGORITHM = "xxh3-128"
 DIGEST_BYTES = 16
 
+digest_in_parts = xxhash.xxh3_128
+"""Makes an object that is fed by `update` and gives the same by `digest`; for what comes piece by piece."""
+
 Buffer = bytes | bytearray | memoryview
 """Anything contiguous that exposes its bytes."""
 

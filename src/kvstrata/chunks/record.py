@@ -39,6 +39,8 @@ MAX_KEY_BYTES = 64
 FINGERPRINT_BYTES = 16
 _FIXED = struct.Struct("<8sII16sHHIIIQQ16s64s")
 _SELF_CHECKSUM = slice(64, 80)
+CHECKSUMS_AT = _FIXED.size
+"""Byte of the header at which the blocks' checksums begin."""
 MAX_BLOCKS = 1 << 20
 """Larger block counts are refused: no engine makes them, a damaged header can."""
 
@@ -76,6 +78,11 @@ class RecordHeader:
     def header_bytes(self) -> int:
         """Bytes before the payload."""
         return header_bytes(self.blocks - self.first_block)
+
+    @property
+    def table(self) -> bytes:
+        """The checksums as they stand in the header, from byte `CHECKSUMS_AT` on."""
+        return b"".join(self.checksums)
 
     @property
     def payload_bytes(self) -> int:
@@ -154,8 +161,8 @@ def encode(header: RecordHeader) -> bytes:
         bytes(DIGEST_BYTES),
         header.key,
     )
-    table = b"".join(header.checksums)
-    out[_FIXED.size : _FIXED.size + len(table)] = table
+    table = header.table
+    out[CHECKSUMS_AT : CHECKSUMS_AT + len(table)] = table
     out[_SELF_CHECKSUM] = digest(out)
     return bytes(out)
 
@@ -230,6 +237,60 @@ def decode(data: Buffer) -> RecordHeader:
             bytes(table[i : i + DIGEST_BYTES]) for i in range(0, len(table), DIGEST_BYTES)
         ),
     )
+
+
+class ExpectedHeader:
+    """What headers of one group's chunks look like: tells a good one without taking it apart.
+
+    Attributes:
+        header_bytes: of a record that stores all blocks.
+
+    Args:
+        namespace: fingerprint, 16 bytes.
+        geometry: of the group.
+    """
+
+    def __init__(self, namespace: bytes, geometry: GroupGeometry) -> None:
+        blocks = geometry.blocks_per_chunk
+        none = (bytes(DIGEST_BYTES),) * blocks
+        size, tokens = geometry.block_bytes, geometry.tokens_per_block
+        example = encode(RecordHeader(namespace, b"", blocks, 0, tokens, size, none))
+        self.header_bytes = len(example)
+        self._blocks = blocks
+        self._before_key_length = example[:32]
+        self._before_first_block = example[34:40]
+        self._before_checksum = example[44:64]
+
+    def first_block(self, data: bytearray, key: ChunkKey) -> int | None:
+        """First block that the record stores.
+
+        Args:
+            data: `header_bytes` bytes from the file's beginning; unchanged when the call returns.
+            key: of the chunk.
+
+        Returns:
+            None where the header is not as expected: `decode` and `check_identity` know what it is.
+        """
+        stored = data[_SELF_CHECKSUM]
+        first = data[40:44]
+        data[_SELF_CHECKSUM] = bytes(DIGEST_BYTES)
+        whole = digest(data) == stored
+        data[_SELF_CHECKSUM] = stored
+        expected = b"".join(
+            (
+                self._before_key_length,
+                len(key).to_bytes(2, "little"),
+                self._before_first_block,
+                first,
+                self._before_checksum,
+                stored,
+                key.ljust(MAX_KEY_BYTES, b"\0"),
+            )
+        )
+        if not whole or data[: _FIXED.size] != expected:
+            return None
+        block = int.from_bytes(first, "little")
+        return block if block < self._blocks else None
 
 
 def check_identity(

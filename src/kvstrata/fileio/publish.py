@@ -55,7 +55,8 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
 def _create(path: str) -> tuple[int, list[str]]:
     """Open a new file, making its directory when it is missing.
 
-    Directories are made only when the first attempt fails: nearly always they are there.
+    Directories are made only when the first attempt fails, and then first the last one alone: in a cache
+    that fills, it is nearly always the only one that is missing.
 
     Returns:
         The descriptor, and the directories that got a new directory.
@@ -65,9 +66,15 @@ def _create(path: str) -> tuple[int, list[str]]:
         return os.open(path, flags, 0o666), []
     except FileNotFoundError:
         directory = os.path.dirname(path)
+    changed = [os.path.dirname(directory) or "."]
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
         changed = _missing_from(directory)
         os.makedirs(directory, exist_ok=True)
-        return os.open(path, flags, 0o666), changed
+    return os.open(path, flags, 0o666), changed
 
 
 def _missing_from(directory: str) -> list[str]:

@@ -14,7 +14,7 @@ from kvstrata.chunks.record import FINGERPRINT_BYTES, PAGE, RecordHeader
 from kvstrata.errors import BadReason, RecordError
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.fileio.transfer import read_at
-from kvstrata.tiers.filesystem import read_header
+from kvstrata.tiers.records import read_header
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,19 +18,11 @@ from pathlib import Path
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
-from kvstrata.chunks.record import (
-    RecordHeader,
-    check_identity,
-    declared_header_bytes,
-    decode,
-    describe,
-    encode,
-    header_bytes,
-)
+from kvstrata.chunks.record import check_identity, describe, encode, header_bytes
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
 from kvstrata.fileio.publish import publish
-from kvstrata.fileio.transfer import read_at
 from kvstrata.tiers.place import PLACE_FILE, find_place
+from kvstrata.tiers.records import RecordReader, read_header
 from kvstrata.tiers.tier import (
     Bad,
     Failed,
@@ -45,8 +37,6 @@ from kvstrata.tiers.tier import (
 
 logger = logging.getLogger(__name__)
 
-VERIFY_BYTES = 512 << 10
-"""Bytes that are read before they are verified, so that they are still in the processor's cache."""
 TOUCH_SECONDS = 3600
 """A file's recency is renewed at most this often."""
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
@@ -88,6 +78,10 @@ class FilesystemTier(Tier):
         self._namespace = namespace
         self._fingerprint = namespace.fingerprint
         self._geometries = dict(geometries)
+        self._readers = {
+            group: RecordReader(self._fingerprint, geometry)
+            for group, geometry in geometries.items()
+        }
         self._fsync = fsync
         self._touch = touch
 
@@ -186,28 +180,17 @@ class FilesystemTier(Tier):
     ) -> ReadOutcome:
         status = os.fstat(fd)
         try:
-            header = self._read_header(fd, key, status)
-            if header.first_block > first_block:
-                return Missing()
-            nbytes = _read_blocks(fd, header, into, first_block)
+            if not stat.S_ISREG(status.st_mode):
+                raise RecordError(BadReason.FOREIGN, "not a file")
+            nbytes = self._readers[group_of(key)].read(fd, key, into, first_block)
         except RecordError as error:
             if error.reason in CONTENT_REASONS:
                 self._condemn(path, status)
             return Bad(error.reason, f"{path}: {error}")
+        if nbytes is None:
+            return Missing()
         self._renew(fd, status)
         return Loaded(nbytes)
-
-    def _read_header(self, fd: int, key: ChunkKey, status: os.stat_result) -> RecordHeader:
-        geometry = self._geometries[group_of(key)]
-        if not stat.S_ISREG(status.st_mode):
-            raise RecordError(BadReason.FOREIGN, "not a file")
-        header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
-        check_identity(header, self._fingerprint, key, geometry)
-        if status.st_size < header.record_bytes:
-            raise RecordError(
-                BadReason.TRUNCATED, f"{status.st_size} of {header.record_bytes} bytes"
-            )
-        return header
 
     def _condemn(self, path: str, status: os.stat_result) -> None:
         """Remove a file that no reader can ever use, unless it has been replaced meanwhile."""
@@ -281,39 +264,6 @@ def _keys(directory: str) -> list[ChunkKey]:
     except OSError:
         return []
     return [key for name in files if (key := parse_file_name(name)) is not None]
-
-
-def read_header(fd: int, expected_bytes: int) -> RecordHeader:
-    """Read and decode the header of an open record.
-
-    Args:
-        fd: of the file.
-        expected_bytes: how long the header probably is.
-
-    Raises:
-        RecordError: see `kvstrata.chunks.record.decode`.
-        OSError: as the operating system reports it.
-    """
-    data = memoryview(bytearray(expected_bytes))
-    data = data[: read_at(fd, [data], 0)]
-    if len(data) < (length := declared_header_bytes(data)):
-        data = memoryview(bytearray(length))
-        data = data[: read_at(fd, [data], 0)]
-    return decode(data)
-
-
-def _read_blocks(fd: int, header: RecordHeader, into: memoryview, first_block: int) -> int:
-    """Read blocks from `first_block` on into their places, a few at a time, and verify each."""
-    size = header.block_bytes
-    step = max(1, VERIFY_BYTES // max(size, 1))
-    for block in range(first_block, header.blocks, step):
-        end = min(block + step, header.blocks)
-        target = into[block * size : end * size]
-        if read_at(fd, [target], header.block_offset(block)) < len(target):
-            raise RecordError(BadReason.TRUNCATED, f"ends before block {end}")
-        for one in range(block, end):
-            header.verify(one, into[one * size : (one + 1) * size])
-    return (header.blocks - first_block) * size
 
 
 def _unusable(directory: Path, error: OSError) -> ConfigError:

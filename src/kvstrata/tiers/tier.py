@@ -22,7 +22,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The tier does not hold these blocks of the chunk."""
+    """The tier does not hold these blocks of the chunk; their bytes in the buffer are undefined."""
 
 
 @dataclass(frozen=True, slots=True)

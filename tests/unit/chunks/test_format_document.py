@@ -106,6 +106,6 @@ def test_numbers_and_reasons_are_the_codes_own() -> None:
     assert f"{MAX_BLOCKS:,}".replace(",", " ") in DOCUMENT
     assert TOUCH_SECONDS == 3600 and "more than an hour old" in DOCUMENT
     italic = set(re.findall(r"(?<!\*)\*([a-z]+)\*(?!\*)", DOCUMENT))
-    from_the_system = {BadReason.PERMISSION, BadReason.IO}
+    from_the_system = {BadReason.PERMISSION, BadReason.IO, BadReason.SET_ASIDE}
     assert italic == {reason.value for reason in set(BadReason) - from_the_system}
     assert {reason.value for reason in CONTENT_REASONS} == italic - {"version", "namespace"}
