@@ -2,12 +2,16 @@
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Sequence
 
 from kvstrata.router.config import is_loopback
 from kvstrata.router.headers import value_of
 from kvstrata.router.inbound import Request
 from kvstrata.router.refusals import RefusedError
+
+_PORT = re.compile(r":[0-9]*$")
 
 
 def _digest(text: bytes) -> bytes:
@@ -39,16 +43,13 @@ def check_key(request: Request, keys: Sequence[str]) -> None:
 def check_admin(request: Request, key: str | None) -> None:
     """Raises RefusedError unless the request may use the admin API.
 
-    With a `key` it has to show it. Without one it has to come from this machine, and not from a web
-    page that is open there.
+    With a `key` it has to show it. Without one it has to come from this machine. A web page that is open
+    there comes from this machine too: the router's own may read, and no other may do anything.
     """
     if key is not None:
         check_key(request, [key])
         return
-    from_page = any(
-        value_of(request.headers, name) is not None for name in (b"origin", b"sec-fetch-site")
-    )
-    if from_page or not is_loopback(request.peer):
+    if not is_loopback(request.peer) or not _from_no_other_page(request):
         raise RefusedError(
             403,
             "admin_forbidden",
@@ -56,3 +57,29 @@ def check_admin(request: Request, key: str | None) -> None:
             "set admin_key to use it from here.",
             kind="permission_error",
         )
+
+
+def _from_no_other_page(request: Request) -> bool:
+    """Whether no browser sent it, or one did for the router's own page, which reads.
+
+    A page whose name was made to point to this machine looks to its browser as if it were ours, and sends
+    neither `origin` nor `sec-fetch-site`: only the name tells, and names of pages elsewhere have dots.
+    """
+    if not _is_near(value_of(request.headers, b"host") or b""):
+        return False
+    if value_of(request.headers, b"origin") is not None:
+        return False
+    site = value_of(request.headers, b"sec-fetch-site")
+    return site is None or (request.method == "GET" and site == b"same-origin")
+
+
+def _is_near(host: bytes) -> bool:
+    """Whether a Host header is an address, or a name that nobody elsewhere can own."""
+    name = _PORT.sub("", host.decode("latin-1").lower())
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

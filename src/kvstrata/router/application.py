@@ -21,6 +21,7 @@ from kvstrata.router.inbound import Request
 from kvstrata.router.journal import Journal
 from kvstrata.router.line import Line
 from kvstrata.router.metrics import Meters
+from kvstrata.router.page import PATHS, page
 from kvstrata.router.proxy import Proxy, new_id
 from kvstrata.router.refusals import RefusedError, engine_failed, unavailable
 from kvstrata.router.replicas import Replica, Replicas, fetch
@@ -104,8 +105,8 @@ class Application:
         if request.method not in allowed.split(", "):
             text = f"{path} takes {allowed}, not {request.method:.20}."
             raise RefusedError(405, "method_not_allowed", text, allow=allowed)
-        if path in ("/health", "/metrics"):
-            return  # for load balancers and Prometheus, which have no keys
+        if path in PATHS or path in ("/health", "/metrics"):
+            return  # for browsers, load balancers and Prometheus, which have no keys
         check_key(request, config.api_keys)
         if value_of(request.headers, b"x-kvstrata-router") == self._id:
             text = "The router is a replica of itself; remove it from its replicas."
@@ -127,6 +128,8 @@ class Application:
         elif request.path == "/metrics":
             kind = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
             client.respond(200, kind, self._metrics())
+        elif request.path in PATHS:
+            client.respond(200, *page(request.path))
         elif request.path == "/v1/models":
             await self._models(request, client)
         elif request.path == EXPLAIN:
@@ -205,7 +208,8 @@ def _methods(path: str) -> str:
     """Those that a path takes; empty if it is none of ours."""
     if path in FORWARDED or path == EXPLAIN:
         return "POST"
-    return "GET, HEAD" if path in _OWN or path.startswith(DECISIONS) else ""
+    readable = path in _OWN or path in PATHS or path.startswith(DECISIONS)
+    return "GET, HEAD" if readable else ""
 
 
 def _listed(body: bytes) -> list[Any]:
