@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.live import Live
 
-from kvstrata.chunks.block_hashes import BlockHasher, low_bits
+from kvstrata.chunks.block_hashes import low_bits
 from kvstrata.cli import console, fleet_view
 from kvstrata.cli.fleet_places import Tokens, addresses, prompt
 from kvstrata.events.stream import Trust
@@ -81,7 +81,7 @@ def _explain(followed: Fleet, rank: Rank, tokens: Tokens, salt: str | None) -> d
     notes = [status.reason] if status.reason else []
     recipe = Recipe.of(facts)
     if not facts.hash_algorithm:
-        recipe = Recipe("sha256", BlockHasher("sha256", 1).none_hash, facts.hash_tokens)
+        recipe = Recipe.default(facts.hash_tokens)
         notes.append("how it makes block hashes was not seen; vLLM's default is assumed")
     hashes = low_bits(recipe.hasher().hashes(tokens, salt=salt))
     try:

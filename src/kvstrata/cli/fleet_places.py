@@ -11,6 +11,7 @@ from kvstrata.cli.scrape import fetch_metrics
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.discovery import discover, infos
 from kvstrata.fleet.replica import Address
+from kvstrata.router.tokenizers import load_tokenizer
 
 Tokens = npt.NDArray[np.uint32]
 
@@ -51,7 +52,7 @@ def prompt(path: Path, tokenizer: Path | None) -> Tokens:
         ConfigError: neither.
     """
     if tokenizer is not None:
-        return _encode(path.read_text(), tokenizer)
+        return np.array(load_tokenizer(tokenizer).encode(path.read_text()).ids, np.uint32)
     try:
         ids = json.loads(path.read_bytes())
         if not isinstance(ids, list) or not all(type(one) is int for one in ids):
@@ -64,16 +65,3 @@ def prompt(path: Path, tokenizer: Path | None) -> Tokens:
             f"directory of the model"
         ) from None
     return np.array(ids, np.uint32)
-
-
-def _encode(text: str, directory: Path) -> Tokens:
-    path = directory / "tokenizer.json" if directory.is_dir() else directory
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ConfigError("--tokenizer needs the package tokenizers") from None
-    try:
-        encoded = Tokenizer.from_file(str(path)).encode(text)
-    except Exception as error:  # noqa: BLE001  # boundary: the package raises nothing finer
-        raise ConfigError(f"{path} is no tokenizer: {error}") from None
-    return np.array(encoded.ids, np.uint32)

@@ -34,6 +34,11 @@ class Recipe:
         """What an engine told of itself."""
         return cls(facts.hash_algorithm, facts.none_hash, facts.hash_tokens)
 
+    @classmethod
+    def default(cls, hash_tokens: int) -> "Recipe":
+        """How vLLM makes hashes unless it is told otherwise."""
+        return cls(BY_DEFAULT[0], BlockHasher(BY_DEFAULT[0], 1).none_hash, hash_tokens)
+
     def hasher(self) -> BlockHasher:
         """Computes hashes as the engine does.
 

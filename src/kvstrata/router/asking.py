@@ -4,14 +4,16 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kvstrata.router import ids as token_ids
 from kvstrata.router.headers import value_of
-from kvstrata.router.inbound import Request
 from kvstrata.router.refusals import bad_request
+
+if TYPE_CHECKING:
+    from kvstrata.router.inbound import Request  # the web stack comes with it
 
 _ABSENT = msgspec.Raw(b"")
 _FALSY = frozenset({b"", b"null", b"false", b"0", b'""', b"[]", b"{}"})
@@ -84,7 +86,7 @@ class Asked:
     """
 
     id: str
-    request: Request
+    request: "Request"
     fields: Fields
     session: str | None
     ids: token_ids.Tokens | None = None
@@ -94,7 +96,7 @@ _fields = msgspec.json.Decoder(Fields)
 _EMPTY = re.compile(rb"\s*\{\s*\}\s*")
 
 
-def ask(request: Request, identity: str) -> Asked:
+def ask(request: "Request", identity: str) -> Asked:
     """Read `request`.
 
     Raises:
@@ -160,7 +162,7 @@ def _without_ids(body: bytes) -> Iterator[tuple[bytes, token_ids.Tokens]]:
                 yield body[: match.end() - 1] + _TAKEN + body[found[1] :], found[0]
 
 
-def _session(request: Request, fields: Fields) -> str | None:
+def _session(request: "Request", fields: Fields) -> str | None:
     header = value_of(request.headers, b"x-session-id")
     if header:
         return header.decode("latin-1")

@@ -41,4 +41,13 @@ def _message(item: Any) -> dict[str, Any]:
     role, content = item["role"], item.get("content")
     if role == "assistant" and not isinstance(content, str):
         raise NotRenderedError("an assistant's message of the input has parts")
+    if isinstance(content, list):
+        content = [_part(part) for part in content]
     return {"role": role, "content": content}
+
+
+def _part(part: Any) -> Any:
+    """A part as chats call it."""
+    if isinstance(part, dict) and part.get("type") == "input_text":
+        return {**part, "type": "text"}
+    return part

@@ -157,7 +157,7 @@ def test_a_prompt_as_text(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text("two one three")
     assert prompt(path, tmp_path).tolist() == [2, 1, 0]
-    with pytest.raises(ConfigError, match="no tokenizer"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         prompt(path, path)
 
 
