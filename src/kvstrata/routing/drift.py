@@ -17,6 +17,7 @@ while that does not help. It ends when fresh answers hold, or when for long none
 """
 
 import math
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -59,6 +60,25 @@ class Change(Enum):
     CLEARED = "cleared"
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Several answers of one replica, of which only sums are known.
+
+    Attributes:
+        least: tokens that were said to be there, at least.
+        most: and at most.
+        cached: that the engine counted.
+        slack: by which they may differ.
+        predicted: tokens that were foreseen not to be computed.
+    """
+
+    least: int
+    most: int
+    cached: int
+    slack: float
+    predicted: int
+
+
 def slack_of(tokens: int) -> float:
     """Tokens by which a prompt of `tokens` may differ."""
     return max(TOLERANCE * tokens, TOLERANCE_TOKENS)
@@ -75,10 +95,8 @@ def claim_of(appraisal: Appraisal) -> tuple[int, int]:
     return least, max(appraisal.tokens, reach)
 
 
-def judge(appraisal: Appraisal, tokens: int, cached: int) -> Verdict:
-    """Whether `cached` tokens, of a prompt of `tokens`, are what was said."""
-    least, most = claim_of(appraisal)
-    slack = slack_of(tokens)
+def judge(least: int, most: int, slack: float, cached: int) -> Verdict:
+    """Whether `cached` tokens are from `least` to `most`, give or take `slack`."""
     if cached < least - slack:
         return Verdict.LESS
     return Verdict.MORE if cached > most + slack else Verdict.AGREES
@@ -200,19 +218,37 @@ class Drift:
             replica.spread += _FADE * (abs(error) - replica.spread)
         if cached is None:
             return
+        least, most = claim_of(appraisal)
+        claims = appraisal.reuse is not None  # an approximate history makes none
+        self._weigh(replica, (least, most, slack_of(tokens)), cached, now, claims=claims)
         replica.predicted += appraisal.tokens
+
+    def note_sum(self, name: str, window: Window, now: float) -> None:
+        """Take in several answers at once, of which only sums are known; they count as one."""
+        replica = self._replicas.setdefault(name, _Replica())
+        claim = window.least, window.most, window.slack
+        self._weigh(replica, claim, window.cached, now, claims=True)
+        replica.predicted += window.predicted
+
+    @staticmethod
+    def _weigh(
+        replica: _Replica,
+        claim: tuple[int, int, float],
+        cached: int,
+        now: float,
+        *,
+        claims: bool,
+    ) -> None:
+        least, most, slack = claim
+        verdict = judge(least, most, slack, cached)
         replica.cached += cached
-        verdict = judge(appraisal, tokens, cached)
         replica.agreed += verdict is Verdict.AGREES
         replica.less += verdict is Verdict.LESS
         replica.more += verdict is Verdict.MORE
-        if appraisal.reuse is None:
-            return  # an approximate history makes no claims
-        slack = slack_of(tokens)
-        if claim_of(appraisal)[0] > slack:
+        if claims and least > slack:
             replica.less_share.add(verdict is Verdict.LESS)
             replica.heard = now
-        if cached > slack:
+        if claims and cached > slack:
             replica.more_share.add(verdict is Verdict.MORE)
             replica.heard = now
 

@@ -22,6 +22,7 @@ from kvstrata.routing.drift import (
     Verdict,
     claim_of,
     judge,
+    slack_of,
 )
 
 TOKENS = 8000
@@ -60,7 +61,7 @@ def answers(drift: Drift, count: int, appraisal: Appraisal, cached: int | None, 
     ],
 )
 def test_verdicts(appraisal: Appraisal, cached: int, verdict: Verdict) -> None:
-    assert judge(appraisal, TOKENS, cached) is verdict
+    assert judge(*claim_of(appraisal), slack_of(TOKENS), cached) is verdict
 
 
 @given(st.integers(1, 10**6), st.data())
@@ -70,7 +71,8 @@ def test_what_was_said_is_never_held_against_the_index(tokens: int, data: st.Dat
     reach = data.draw(st.integers(chosen - predicted, tokens))
     appraisal = said(chosen, predicted=predicted, reach=reach)
     least, most = claim_of(appraisal)
-    assert judge(appraisal, tokens, data.draw(st.integers(least, most))) is Verdict.AGREES
+    cached = data.draw(st.integers(least, most))
+    assert judge(least, most, slack_of(tokens), cached) is Verdict.AGREES
 
 
 def test_an_index_that_is_always_wrong_raises_the_alarm_once() -> None:
