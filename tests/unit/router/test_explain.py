@@ -71,6 +71,9 @@ def alike(one: Any, other: Any) -> bool:
 def test_what_is_explained_is_what_is_then_done(following: Following) -> None:
     publish(following, "a", 1)
     publish(following, "b", 1, "CPU")
+    following.engines[
+        1
+    ].metrics += "vllm:num_requests_waiting 9\n"  # or it is a tie, which chance decides
 
     async def go() -> None:
         async with fleet(*following.engines, chooser=following.chooser) as router:
@@ -97,6 +100,9 @@ def test_what_is_explained_is_what_is_then_done(following: Following) -> None:
 def test_every_candidate_is_told_with_its_terms_by_tier_and_group(following: Following) -> None:
     publish(following, "a", 1)
     publish(following, "b", 1, "CPU")
+    following.engines[
+        1
+    ].metrics += "vllm:num_requests_waiting 9\n"  # or it is a tie, which chance decides
 
     async def go() -> None:
         async with fleet(*following.engines, chooser=following.chooser) as router:
