@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from kvstrata.chunks import block_hashes
 from kvstrata.chunks.block_hashes import KnownPrefixes
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.hashing import Recipe
@@ -101,6 +102,7 @@ class Reading:
     def warm() -> None:
         """Compile what reading needs; not for the event loop, it takes seconds on a machine's first time."""
         warm()
+        block_hashes.warm()
 
     def close(self) -> None:
         """Nothing more is read."""
