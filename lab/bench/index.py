@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kvstrata.chunks import block_hashes
 from kvstrata.fleet.index import FleetIndex
 from kvstrata.routing.fleet_reuse import warm
 from lab import report
@@ -221,6 +222,7 @@ def main() -> None:
     console = Console(width=120)
     rounds = arguments.rounds
     warm()
+    block_hashes.warm()
     rival = start_rival(console)
     samples = {**queries(rounds, rival), **ingest(rounds, rival), **keys(rounds, rival)}
     samples |= memory(rival)
