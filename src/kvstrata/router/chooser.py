@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kvstrata.router.asking import Asked
@@ -11,8 +11,9 @@ from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
 from kvstrata.routing.drift import Drift
 
-_CACHED = re.compile(rb'(?<!\\)"cached_tokens"\s*:\s*([0-9]{1,9})\b')
+_NAMED = b'"cached_tokens"'
 """Inside an answer's text the quotes would be escaped."""
+_CACHED = re.compile(rb'"cached_tokens"\s*:\s*([0-9]{1,9})\b')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Result:
         streamed: whether the answer was a stream of events.
         tail: the last bytes of the body, at most 16 KiB, for the usage that is told there.
         failed: by the replica's fault.
+        cached_tokens: prompt tokens that the engine says it did not compute; None where it says nothing.
     """
 
     id: str
@@ -38,12 +40,21 @@ class Result:
     streamed: bool
     tail: bytes
     failed: bool
+    cached_tokens: int | None = field(init=False)
 
-    @property
-    def cached_tokens(self) -> int | None:
-        """Prompt tokens that the engine says it did not compute; None where it says nothing."""
-        found = _CACHED.findall(self.tail)
-        return int(found[-1]) if found else None
+    def __post_init__(self) -> None:
+        # Once, since several ask.
+        object.__setattr__(self, "cached_tokens", _cached_tokens(self.tail))
+
+
+def _cached_tokens(tail: bytes) -> int | None:
+    at = tail.rfind(_NAMED)
+    while at >= 0:
+        found = _CACHED.match(tail, at)
+        if found is not None and tail[at - 1 : at] != b"\\":
+            return int(found[1])
+        at = tail.rfind(_NAMED, 0, at)
+    return None
 
 
 class Chooser(Protocol):

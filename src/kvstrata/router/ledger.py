@@ -14,8 +14,7 @@ MOST_APPRAISALS = 32_768
 """Candidates of all decisions that are kept with all their terms: 60 MiB at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """What became of one attempt.
 
     Attributes:

@@ -19,6 +19,7 @@ from kvstrata.routing.decision import Decision
 from kvstrata.routing.shape import TIERS
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+_SOURCES = ("device", "memory", "storage", "computed")
 _DECIDING = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.01, 0.03, 0.1, 0.3, 1.0)
 _RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
@@ -176,8 +177,8 @@ class Meters:
 
     def prompt(self, replica: str, sources: Sources) -> None:
         """A prompt was answered, and its tokens came from there."""
-        for source in ("device", "memory", "storage", "computed"):
-            tokens = getattr(sources, source)
+        parts = sources.device, sources.memory, sources.storage, sources.computed
+        for source, tokens in zip(_SOURCES, parts, strict=True):
             if tokens:
                 self._count(self._prompt, replica, source, by=tokens)
 

@@ -1,12 +1,11 @@
 """Where the tokens of a prompt came from, as far as a decision and its answer tell. Pure."""
 
-from dataclasses import dataclass
+import msgspec
 
 from kvstrata.routing.decision import Appraisal
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True, gc=False):
     """Tokens of prompts, by where their KV came from.
 
     Attributes:

@@ -105,7 +105,7 @@ class Bounds(RuleBasedStateMachine):
 
 
 TestBounds = Bounds.TestCase
-TestBounds.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBounds.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 def appraised(device: int, tokens: int, source: str, memory: int = 0, storage: int = 0, **more):
