@@ -118,6 +118,23 @@ def test_ids_are_those_of_the_whole_text(family, data) -> None:
                 assert remembering.encode(said, special=special).tolist() == expected
 
 
+@settings(max_examples=100, deadline=None)
+@given(before=texts, after=texts, special=st.booleans())
+def test_a_beginning_holds_whatever_follows(family, before, after, special) -> None:
+    _, tokenizer = family
+    made = IncrementalTokenizer(tokenizer)
+    start = made.beginning(before, special=special).tolist()
+    whole = tokenizer.encode(before + after, add_special_tokens=special).ids
+    assert whole[: len(start)] == start
+
+
+def test_a_beginning_reaches_to_the_last_mark(family) -> None:
+    _, tokenizer = family
+    text = conversation(3)
+    start = IncrementalTokenizer(tokenizer).beginning(text + "<|start|>user\n", special=False)
+    assert start.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def conversation(turns: int) -> str:
     question = "<|start|>user\nTell me more about the cache.\n<|end|>"
     turn = question + "<|start|>assistant\nIt holds blocks.\nMany.<|end|>"
