@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lab import report
 from lab.bench import router_fleet as fleet
-from lab.bench.results import save, spread
+from lab.bench.results import save
 from lab.bench.router_load import Line, Work, WrongAnswerError, post, requests, streams
 from lab.bench.router_prompts import (
     CHARACTERS,
@@ -45,6 +46,7 @@ OURS = "seconds"
 FOLLOWING = (OURS, "seconds-2", "vllm-router")
 """Routers that go by the engines' events."""
 DIRECT = "direct"
+MARKDOWN = report.BUILD / "bench" / "router.md"
 _FOLLOWED = 150.0
 """Seconds in which a router has to follow the engines: ours compiles on a machine's first time."""
 Samples = dict[str, list[float]]
@@ -245,35 +247,41 @@ NOTES = {
 }
 
 
-def show(console: Console, samples: Samples) -> None:
-    """Tables: routers side by side, and what belongs to none of them."""
+def tables(samples: Samples) -> list[list[list[str]]]:
+    """Rows of cells, the first the head: routers side by side, and what belongs to none of them."""
     names = list(dict.fromkeys(name.rpartition(" ")[0] for name in samples if " " in name))
     kinds = list(dict.fromkeys(name.rpartition(" ")[2] for name in samples if " " in name))
-    table = Table("figure", *names, title=str(report.machine()["processor"]))
+    beside = [["figure", *names]]
     for kind in kinds:
-        cells = []
-        for name in names:
-            values = samples.get(f"{name} {kind}", [])
-            if "to_owner" in kind:
-                cells.append(f"{statistics.fmean(values):.2f}" if values else "-")
-            elif kind.endswith("_s"):
-                cells.append(spread([value / 1e3 for value in values]) + (" k" if values else ""))
-            else:
-                cells.append(_fine(values))
-        table.add_row(kind, *cells)
-    console.print(table)
-    alone = Table("figure", "median (min - max, samples)")
-    for name, values in samples.items():
-        if " " not in name:
-            alone.add_row(name, _fine(values))
-    console.print(alone)
+        beside.append([kind, *(_cell(kind, samples.get(f"{name} {kind}", [])) for name in names)])
+    alone = [["figure", "median (min - max, samples)"]]
+    alone += [[name, _cell(name, values)] for name, values in samples.items() if " " not in name]
+    return [beside, alone]
 
 
-def _fine(values: Sequence[float]) -> str:
+def _cell(kind: str, values: Sequence[float]) -> str:
     if not values:
         return "-"
-    middle = statistics.median(values)
-    return f"{middle:.2f} ({min(values):.2f} - {max(values):.2f}, {len(values)})"
+    if "to_owner" in kind:
+        return f"{statistics.fmean(values):.2f}"
+    digits, unit = (1, " k") if kind.endswith("_s") else (2, "")
+    shown = [value / 1e3 for value in values] if unit else values
+    low, high = min(shown), max(shown)
+    return f"{statistics.median(shown):.{digits}f}{unit} ({low:.{digits}f}-{high:.{digits}f}, {len(values)})"
+
+
+def show(console: Console, samples: Samples) -> Path:
+    """Print tables, and write them for documents."""
+    lines: list[str] = []
+    for head, *rows in tables(samples):
+        table = Table(*head, title=str(report.machine()["processor"]))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        lines += ["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))]
+    MARKDOWN.parent.mkdir(parents=True, exist_ok=True)
+    MARKDOWN.write_text("\n".join(lines[1:]) + "\n")
+    return MARKDOWN
 
 
 def main() -> None:
@@ -302,8 +310,8 @@ def _measure(console: Console, rounds: int) -> None:
         data = bench.prompts.new(LONG)
     samples |= decisions(rounds)
     samples |= orjson_parses(data)
-    show(console, samples)
-    console.print(f"wrote {save('router', figures_of(samples), NOTES, samples)}")
+    written = show(console, samples)
+    console.print(f"wrote {save('router', figures_of(samples), NOTES, samples)} and {written}")
 
 
 if __name__ == "__main__":
