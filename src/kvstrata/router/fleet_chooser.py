@@ -23,6 +23,7 @@ from kvstrata.routing.decision import Candidate, Decision, Policy, RequestView, 
 from kvstrata.routing.drift import Change, Verdict
 from kvstrata.routing.fleet_reuse import FleetReuse, ReuseQuery
 from kvstrata.routing.shape import ModelShape
+from kvstrata.routing.totals import Totals, read_counters
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class FleetChooser(PolicyChooser):
         self._queries: dict[ModelShape, ReuseQuery] = {}
         self._addresses: dict[str, followed.Address] = {}
         self._silent: dict[str, str] = {}
+        self._totals = Totals()
 
     def start(self) -> None:
         """Follow engines' events, in a thread. Compiles on a machine's first time; that takes a minute."""
@@ -95,7 +97,19 @@ class FleetChooser(PolicyChooser):
             if self._silent.get(replica.name) != str(error):
                 log.warning("the events of %s are not followed: %s", replica.name, error)
                 self._silent[replica.name] = str(error)
-        self._look(replica.name, time.monotonic())
+        now = time.monotonic()
+        self._count(replica, text, now)
+        self._look(replica.name, now)
+
+    def _count(self, replica: Replica, text: bytes, now: float) -> None:
+        """Where answers do not tell what was cached, the engine's counters do, when it is at rest."""
+        load = replica.load
+        if replica.in_flight or load is None or load.running or load.waiting:
+            return
+        counted = read_counters(text)
+        window = None if counted is None else self._totals.quiet(replica.name, counted)
+        if window is not None:
+            self._drift.note_sum(replica.name, window, now)
 
     def _look(self, replica: str, now: float) -> None:
         """Say when a replica's index goes wrong or right, and have it made anew where that is due."""
@@ -117,6 +131,7 @@ class FleetChooser(PolicyChooser):
         super().forget(replica)
         self._reading.forget(replica)
         self._drift.restarted(replica)
+        self._totals.forget(replica)
         self._silent.pop(replica, None)
         self._unfollow(replica)
 
@@ -147,6 +162,11 @@ class FleetChooser(PolicyChooser):
     def observed(self, result: Result, view: RequestView, decision: Decision, now: float) -> None:
         """See `Chooser`."""
         super().observed(result, view, decision, now)
+        told = result.cached_tokens is not None
+        if view.tokens is None or result.status != 200 or result.failed or told:
+            self._totals.spoil(result.replica)
+        else:
+            self._totals.answered(decision.appraisal, view.tokens)
         self._look(result.replica, now)
 
     def index_of(self, replica: str, now: float) -> IndexState | None:

@@ -1,12 +1,14 @@
 """A replica whose index is wrong is noticed, and one without any says what it lacks."""
 
+import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from router_lab import ask, fleet, get, run, until
-from stub_engine import StubEngine
+from stub_engine import Seen, StubEngine
 from test_fleet_chooser import Following, prompt, stored
 
 from kvstrata.router.fleet_chooser import FleetChooser
@@ -85,6 +87,42 @@ def test_an_index_that_is_wrong_is_noticed_made_anew_and_believed_again(
         (True, False),
         (False, True),
     ]
+
+
+class Counting(StubEngine):
+    """Says nothing of cached tokens in its answers, and counts them: it never has any."""
+
+    asked = 0
+    where = ""
+
+    async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if seen.line.startswith("POST"):
+            self.asked += len(json.loads(seen.body)["prompt"])
+        self.metrics = (
+            f"{self.where}vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+            f"vllm:prompt_tokens_total {self.asked}\nvllm:prompt_tokens_cached_total 0\n"
+        )
+        await super()._answer(seen, writer)
+
+
+def test_counters_tell_where_answers_do_not(lying: Following) -> None:
+    engine, events = Counting("a", metrics=lying.engines[0].metrics), lying.events["a"]
+    engine.where = engine.metrics
+
+    async def go() -> None:
+        async with fleet(engine, chooser=lying.chooser) as router:
+            await until(lambda: lying.fleet.replicas and lying.fleet.replicas[0].facts)
+            events.publish(stored(prompt(1), "GPU"))
+            events.settle()
+            await until(lambda: lying.chooser.index_of("a", 0.0).holds)  # type: ignore[union-attr]
+            drift = lying.chooser.drift
+            for number in range(LESS[0]):
+                await ask(router, {"prompt": prompt(1), "stream": True})
+                await until(lambda: drift.describe("a")["cached_less"] > number)  # noqa: B023
+            await until(lambda: drift.describe("a")["resyncs"] == 1)
+            assert drift.describe("a")["predicted_tokens"] == 3200 * LESS[0]
+
+    run(go())
 
 
 def test_an_index_that_stays_wrong_is_made_anew_once_in_its_time(lying: Following) -> None:
