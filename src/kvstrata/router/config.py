@@ -111,7 +111,10 @@ class RouterConfig:
     port: int = _option(8000, _port, "Port to listen at; 0 takes a free one.")
     policy: str = _option("seconds", _text, "How a replica is chosen.")
     tokenizer: str | None = _option(
-        None, _text, "Directory of the model's files, for prompts of text; ids need none."
+        None,
+        _text,
+        "Directory of the model's files; without it they are found where an engine says, or the engine is "
+        "asked.",
     )
     state: str | None = _option(
         None, _text, "File that keeps what the policy learns over a restart; written each minute."
