@@ -46,6 +46,7 @@ class Journal:
                 result.seconds,
                 cached,
                 result.failed,
+                result.streamed,
             ),
         )
         self.meters.answered(asked.request.path, result)

@@ -24,6 +24,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
         seconds: from sending it to the end.
         cached_tokens: that the engine says it did not compute, or None.
         failed: by the replica's fault.
+        streamed: so that `ttft` is that of a token, not of the whole answer.
     """
 
     replica: str
@@ -32,6 +33,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     cached_tokens: int | None
     failed: bool
+    streamed: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +89,7 @@ class Record:
                 "seconds": ending.seconds,
                 "cached_tokens": ending.cached_tokens,
                 "failed": ending.failed,
+                "streamed": ending.streamed,
                 "tries": 1 + len(self.earlier),
             },
             "earlier": [

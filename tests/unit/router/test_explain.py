@@ -140,6 +140,7 @@ def test_what_became_of_it_is_joined(following: Following) -> None:
             outcome = (await get(router, path)).json["outcome"]
             assert without(outcome, "ttft", "seconds") == {
                 "replica": "a", "status": 200, "cached_tokens": 3200, "failed": False, "tries": 1,
+                "streamed": True,
             }  # fmt: skip
             assert 0 < outcome["ttft"] <= outcome["seconds"]
             state = (await get(router, "/admin/state")).json

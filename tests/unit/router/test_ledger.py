@@ -45,7 +45,7 @@ def test_what_is_told_of_a_decision() -> None:
     ledger.ended("x", ending("r0"))
     assert ledger.get("x").as_dict()["outcome"] == {  # type: ignore[union-attr]
         "replica": "r0", "status": 200, "ttft": 0.1, "seconds": 0.5, "cached_tokens": None,
-        "failed": False, "tries": 1,
+        "failed": False, "streamed": False, "tries": 1,
     }  # fmt: skip
 
 
