@@ -39,19 +39,22 @@ def part(function: Function) -> Function:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(_context: Any, rows: Any, row: Any) -> Any:
+def _prefetch(_context: Any, rows: Any, row: Any, column: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        stride = builder.extract_value(array.strides, 0)
         data = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-        address = builder.gep(data, [builder.mul(stride, arguments[1])])
+        skip = [
+            builder.mul(builder.extract_value(array.strides, axis), arguments[1 + axis])
+            for axis in range(2)
+        ]
+        address = builder.gep(data, [builder.add(*skip)])
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
         function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
         builder.call(function, [address, flag(0), flag(3), flag(1)])
         return context.get_dummy_value()
 
-    return types.void(rows, types.int64), generate
+    return types.void(rows, types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -62,7 +65,7 @@ def _lowest_bit(_context: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-prefetch: Callable[[Any, int], None] = _prefetch
-"""`prefetch(rows, i)` brings the cache line where `rows[i]` begins; a hint. Only in compiled code."""
+prefetch: Callable[[Any, int, int], None] = _prefetch
+"""`prefetch(rows, i, j)` brings the cache line of `rows[i, j]`; a hint. Only in compiled code."""
 lowest_bit: Callable[[Any], int] = _lowest_bit
 """Place of the lowest set bit of a uint64 that is not 0. Only in compiled code."""

@@ -106,7 +106,7 @@ def _put(
     fresh = repeated = 0
     for index in range(len(hashes)):
         if index + AHEAD < len(hashes):
-            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])))
+            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])), 0)
         key = key_of(seeds, place, hashes[index])
         entry = find(rows, seeds, key)
         if entry < 0:
@@ -134,7 +134,7 @@ def _take(rows: Words, state: Numbers, seeds: Words, hashes: Words, place: int, 
     gone = 0
     for index in range(len(hashes)):
         if index + AHEAD < len(hashes):
-            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])))
+            prefetch(rows, home(seeds, key_of(seeds, place, hashes[index + AHEAD])), 0)
         entry = find(rows, seeds, key_of(seeds, place, hashes[index]))
         if entry < 0:
             continue

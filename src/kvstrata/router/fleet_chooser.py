@@ -5,9 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.errors import ConfigError
 from kvstrata.events.stream import Trust
 from kvstrata.fleet import replica as followed
@@ -15,21 +12,18 @@ from kvstrata.fleet.discovery import discover, infos
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
-from kvstrata.router.chooser import PolicyChooser, Result, candidate
+from kvstrata.router.candidates import Candidates
+from kvstrata.router.chooser import PolicyChooser, Result
 from kvstrata.router.index_state import IndexState, index_state
 from kvstrata.router.reading import Read, Reading, reading_of
 from kvstrata.router.replicas import Replica
-from kvstrata.routing.decision import Candidate, Decision, Policy, RequestView, Reuse
+from kvstrata.routing.decision import Decision, Policy, RequestView
 from kvstrata.routing.drift import Change, Verdict
-from kvstrata.routing.fleet_reuse import FleetReuse, ReuseQuery
-from kvstrata.routing.shape import ModelShape
 from kvstrata.routing.totals import Totals, read_counters
 
 log = logging.getLogger(__name__)
 
-BELIEVED = {Trust.SYNCED: 1.0, Trust.CATCHING_UP: 0.5, Trust.STALE: 0.25}
-"""How much a policy trusts the index of a replica whose stream is so."""
-UNKNOWN = Recipe("sha256", BlockHasher("sha256", 16).none_hash, 16)
+UNKNOWN = Recipe.default(16)
 """How prompts are told apart while no engine says how it does."""
 
 BY_PROMPT = ("seconds", "tier-weighted", "approximate-prefix")
@@ -64,7 +58,7 @@ class FleetChooser(PolicyChooser):
         super().__init__(policy)
         self._fleet = fleet
         self._reading = reading
-        self._queries: dict[ModelShape, ReuseQuery] = {}
+        self._candidates = Candidates(fleet, self._drift)
         self._addresses: dict[str, followed.Address] = {}
         self._silent: dict[str, str] = {}
         self._totals = Totals()
@@ -136,6 +130,7 @@ class FleetChooser(PolicyChooser):
         self._unfollow(replica)
 
     def _unfollow(self, replica: str) -> None:
+        self._candidates.forget(replica)
         if self._addresses.pop(replica, None) is not None:
             self._fleet.remove(replica)
 
@@ -144,7 +139,7 @@ class FleetChooser(PolicyChooser):
     async def view(self, asked: Asked) -> RequestView:
         """See `Chooser`."""
         view = await super().view(asked)
-        read = await self._reading.read(asked, self._recipes() or [UNKNOWN])
+        read = await self._reading.read(asked, self._candidates.recipes() or [UNKNOWN])
         plain = {name: getattr(view, name) for name in view.__struct_fields__}
         plain["doubt"] = read.prompt.doubt
         if read.prompt.tokens is not None:
@@ -157,7 +152,7 @@ class FleetChooser(PolicyChooser):
     def choose(self, view: RequestView, replicas: Sequence[Replica], now: float) -> Decision:
         """See `Chooser`."""
         read = view.read if isinstance(view, PromptView) else None
-        return self._policy.decide(view, self._candidates(view, read, replicas), now)
+        return self._policy.decide(view, self._candidates.of(view, read, replicas), now)
 
     def observed(self, result: Result, view: RequestView, decision: Decision, now: float) -> None:
         """See `Chooser`."""
@@ -179,73 +174,6 @@ class FleetChooser(PolicyChooser):
     def describe(self, now: float) -> Mapping[str, Any]:
         """See `Chooser`."""
         return {**super().describe(now), "fleet": self._fleet.as_dict()}
-
-    # Inner workings.
-
-    def _recipes(self) -> list[Recipe]:
-        found: dict[Recipe, None] = {}
-        for replica in self._fleet.replicas:
-            if replica.facts is not None:
-                found[Recipe.of(replica.facts)] = None
-        return list(found)
-
-    def _candidates(
-        self, view: RequestView, read: Read | None, replicas: Sequence[Replica]
-    ) -> list[Candidate]:
-        answers: dict[tuple[ModelShape, int], FleetReuse] = {}
-        found = []
-        with self._fleet.reading() as index:
-            for replica in replicas:
-                plain = candidate(replica)
-                shown = self._known(replica.name)
-                if shown is None or read is None or view.tokens is None:
-                    found.append(plain)
-                    continue
-                known, shape, recipe = shown
-                hashes = read.hashes(replica.name, recipe)
-                reuse: Reuse | None = None
-                if hashes is not None:
-                    answer = answers.get((shape, id(hashes)))
-                    if answer is None:
-                        answer = self._query(shape).ask(
-                            index, hashes, view.tokens, load_cap=view.load_cap
-                        )
-                        answers[shape, id(hashes)] = answer
-                    # Which of its ranks takes a request is the engine's to say: the poorest is certain.
-                    each = [answer.of(rank.number) for rank in known.ranks]
-                    reuse = min(each, key=lambda one: one.storage.tokens)
-                trust, _ = self._fleet.trust(replica.name)
-                found.append(
-                    msgspec.structs.replace(
-                        plain,
-                        reuse=reuse,
-                        trust=BELIEVED[trust] * self._drift.trust(replica.name),
-                        index_age=self._age(known),
-                        ends_only=any(group.windowed for group in shape.groups),
-                    )
-                )
-        return found
-
-    def _age(self, known: followed.Replica) -> float:
-        """Seconds since nothing was known to be missing of it."""
-        now = time.monotonic()
-        return max(self._fleet.status(rank).lag(now) for rank in known.ranks)
-
-    def _query(self, shape: ModelShape) -> ReuseQuery:
-        """The one for a shape, with its working memory."""
-        found = self._queries.get(shape)
-        if found is None:
-            found = self._queries[shape] = ReuseQuery(shape)
-        return found
-
-    def _known(self, name: str) -> tuple[followed.Replica, ModelShape, Recipe] | None:
-        """A replica that is followed and whose groups are known."""
-        try:
-            replica = self._fleet.replica(name)
-            facts = replica.facts
-            return (replica, ModelShape.of(facts), Recipe.of(facts)) if facts else None
-        except (KeyError, ValueError):
-            return None
 
 
 def follow(policy: Policy, tokenizer: str | None) -> FleetChooser:

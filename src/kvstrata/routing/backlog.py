@@ -27,8 +27,7 @@ class Pending(msgspec.Struct, gc=False):
         replica: where it is.
         at: when it was sent, seconds.
         work: what it was thought to make the replica do.
-        waiting: seconds before it can begin to load.
-        loading: seconds from then on until its bytes are there.
+        loading: seconds of its load, until its bytes are there.
         reading: of those, seconds in which storage is read.
         tokens: of the prompt.
         device: of those, on the device.
@@ -44,7 +43,6 @@ class Pending(msgspec.Struct, gc=False):
     replica: str
     at: float
     work: Work
-    waiting: float
     loading: float
     tokens: int
     device: int
@@ -94,8 +92,9 @@ class Backlog:
             queue.head_since = pending.at
             queue.tokens, queue.pairs = 0, 0.0
         if pending.reading:
-            begins = max(pending.at + pending.waiting, queue.reads_until)
-            queue.reads_until = begins + pending.reading
+            # As if it were read at once: storage is free while the request waits for others, and a read that
+            # begins late must not make it look busy until then.
+            queue.reads_until = max(pending.at, queue.reads_until) + pending.reading
         queue.prompts[pending.id] = pending
         queue.tokens += pending.work.left
         queue.pairs += pending.pairs

@@ -17,6 +17,8 @@ from kvstrata.fleet.table import WAYS, Numbers, Words, find, home, key_of, mask_
 
 SEGMENT = 64
 """Units filled at once."""
+LINE_WORDS = 8
+"""Words of a cache line."""
 KIND, UNIT, NEED, WINDOW, ALIGNED, CHUNK_BLOCKS, REACH, BLOCK, COUNT, MEMBERS = range(10)
 """What `Columns.facts` says of a column: kind of attention (see `FULL_KIND` and what follows it), tokens of
 a unit, units of a complete window, tokens of a local attention chunk, tokens that ends of windows are a
@@ -116,6 +118,8 @@ def fill(columns: Columns, column: int, segment: int) -> None:
     devices = number(columns, DEVICES)
     if column < devices:
         _set(columns, column, segment, _ALL)
+        if columns.facts[column, KIND] == FULL_KIND and segment:
+            _give_up(columns, column, segment)
         for member in range(columns.facts[column, COUNT]):
             group = columns.facts[column, MEMBERS + member]
             _look_up(columns, column, segment, DEVICE * GROUPS + group, column, True)
@@ -148,6 +152,16 @@ def _set(columns: Columns, column: int, segment: int, value: Any) -> None:
 
 
 @part
+def _give_up(columns: Columns, column: int, segment: int) -> None:
+    """Nothing is looked up for replicas whose unbroken runs from the beginning have ended before."""
+    masks, low = columns.masks, segment * SEGMENT
+    if columns.filled[column, segment - 1]:
+        for word in range(masks.shape[1]):
+            if masks[column, word, low - 1] == _NONE:
+                masks[column, word, low : low + SEGMENT] = _NONE
+
+
+@part
 def _look_up(
     columns: Columns, column: int, segment: int, place: int, into: int, together: bool
 ) -> None:
@@ -162,7 +176,7 @@ def _look_up(
     low, high = segment * SEGMENT, (segment + 1) * SEGMENT
     known = min(max(len(hashes) // step, low), high)
     for unit in range(low, known):
-        prefetch(rows, home(seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1])))
+        prefetch(rows, home(seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1])), 0)
     if words == 1 and together:  # the common case, without the loops of the others
         for unit in range(low, known):
             entry = find(rows, seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1]))
@@ -170,18 +184,35 @@ def _look_up(
         for unit in range(known, high):
             masks[into, 0, unit] = _NONE
         return
+    entries = np.empty(SEGMENT, np.int64)
     for unit in range(low, known):
         entry = find(rows, seeds, key_of(seeds, place, hashes[(unit + 1) * step - 1]))
-        for word in range(words):
-            mask = mask_word(rows, entry, words, word)
+        entries[unit - low] = entry
+        if entry >= 0 and words > 1:  # one word lies beside its key
+            for word in range(0, words, LINE_WORDS):
+                prefetch(rows, entry >> 2, WAYS + (entry & 3) * words + word)
+    for word in range(words):
+        if together and _is_empty(masks, into, word, low, high):
+            continue
+        for unit in range(low, known):
+            mask = mask_word(rows, entries[unit - low], words, word)
             if together:
                 masks[into, word, unit] &= mask
             else:
                 masks[into, word, unit] |= mask
-    if together:
-        for word in range(words):
+        if together:
             for unit in range(known, high):
                 masks[into, word, unit] = _NONE
+
+
+@part
+def _is_empty(masks: Words, column: int, word: int, low: int, high: int) -> bool:
+    if masks[column, word, low] != _NONE:
+        return False
+    union = _NONE
+    for unit in range(low, high):
+        union |= masks[column, word, unit]
+    return bool(union == _NONE)
 
 
 @part

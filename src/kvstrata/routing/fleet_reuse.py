@@ -7,6 +7,7 @@ is a walk still, not a search: blocks of one prompt are independent look-ups who
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FleetReuse:
     """The answer for all replicas; arrays are indexed by a replica's number.
 
@@ -60,6 +61,19 @@ class FleetReuse:
         """int64[2, 2, replicas]: as `blocks`, over all groups, in bytes."""
         sizes = np.array([group.block_bytes for group in self.groups], np.int64)
         found: Numbers = np.einsum("tsgr,g->tsr", self.blocks, sizes)
+        return found
+
+    @cached_property
+    def brief(self) -> list[decision.Reuse]:
+        """By replica, as policies take it, but without `Reach.loads`."""
+        loaded = self.loaded_bytes
+        columns = self.device, self.memory, self.storage, loaded[0, 0], loaded[1, 0], loaded[1, 1]
+        found = []
+        for device, memory, storage, alone, passing, stored in np.stack(columns, 1).tolist():
+            reach = decision.Reach(device)
+            more = decision.Reach(memory, alone) if memory > device else reach
+            most = decision.Reach(storage, passing, stored) if storage > memory else more
+            found.append(decision.Reuse(reach, more, most))
         return found
 
     def of(self, replica: int) -> decision.Reuse:

@@ -4,7 +4,8 @@ Beginnings are compared at a grid of positions, `STEPS` in every doubling of the
 before it, so one equal hash says that everything to its left is equal. A prompt of 8 192 hashes costs some
 160 look-ups, whatever is remembered, and what is found where two prompts part falls short by at most one
 grid step, a sixteenth. Where a remembered prompt ended is compared besides, exactly: that is where a
-conversation goes on, and the only place where a model with windowed groups can.
+conversation goes on, and with junctions the only place where a model with windowed groups can: the second
+prompt with a beginning that was sent to the same replica keeps its windows where the two part.
 
 Bounded in prompts, oldest out first.
 """
@@ -42,19 +43,22 @@ class Sent:
     Attributes:
         id: of its request.
         replica: where to.
-        count: of its hashes that are compared.
-        end: the last of them.
-        keys: those at the grid.
+        ends: counts of hashes where it leaves something to go on from, and the last hash of each: the whole
+            prompt, and its junction if it has one.
+        keys: its hashes at the grid.
         until: seconds until which it counts.
     """
 
-    __slots__ = ("count", "end", "id", "keys", "replica", "until")
+    __slots__ = ("ends", "id", "keys", "replica", "until")
 
-    def __init__(self, request: str, replica: str, prefix: Hashes, until: float) -> None:
+    def __init__(
+        self, request: str, replica: str, prefix: Hashes, junction: int, until: float
+    ) -> None:
         self.id = request
         self.replica = replica
-        self.count = min(len(prefix), MOST_HASHES)
-        self.end = int(prefix[self.count - 1])
+        count = min(len(prefix), MOST_HASHES)
+        counts = (junction, count) if 0 < junction < count else (count,)
+        self.ends = [(one, int(prefix[one - 1])) for one in counts]
         self.keys = _at_grid(prefix)[1]
         self.until = until
 
@@ -94,10 +98,12 @@ class History:
             until: seconds until which it counts.
         """
         self.drop(request)
-        sent = Sent(request, replica, prefix, until)
+        junction = self.match(prefix, now).get(replica, 0)
+        sent = Sent(request, replica, prefix, junction, until)
         self._sent[request] = sent
-        self._lengths[sent.count] += 1
-        self._ends.setdefault(sent.end, {})[replica] = sent
+        for count, end in sent.ends:
+            self._lengths[count] += 1
+            self._ends.setdefault(end, {})[replica] = sent
         for key in sent.keys:
             self._grid.setdefault(key, {})[replica] = sent
         while len(self._sent) > self._most:
@@ -117,10 +123,11 @@ class History:
         sent = self._sent.pop(request, None)
         if sent is None:
             return
-        self._lengths[sent.count] -= 1
-        if not self._lengths[sent.count]:
-            del self._lengths[sent.count]
-        _remove(self._ends, sent.end, sent)
+        for count, end in sent.ends:
+            self._lengths[count] -= 1
+            if not self._lengths[count]:
+                del self._lengths[count]
+            _remove(self._ends, end, sent)
         for key in sent.keys:
             _remove(self._grid, key, sent)
 
@@ -135,7 +142,7 @@ class History:
         Args:
             prefix: of the prompt that is to be placed.
             now: seconds.
-            ends_only: count only prompts that this one continues, in full.
+            ends_only: count only prompts that this one continues, in full, and junctions.
 
         Returns:
             By replica, above 0; replicas without anything are left out.
@@ -164,7 +171,8 @@ class History:
         keys = prefix[np.array(counts, dtype=np.int64) - 1].tolist()
         for count, key in zip(counts, keys, strict=True):
             for replica, sent in self._ends.get(key, {}).items():
-                if sent.count == count and sent.until >= now and count > found.get(replica, 0):
+                # An equal hash says that the count is equal too, but for one in 2**64.
+                if sent.until >= now and count > found.get(replica, 0):
                     found[replica] = count
         return found
 

@@ -150,7 +150,6 @@ class Seconds:
                 replica=replica,
                 at=now,
                 work=work,
-                waiting=terms.wait,
                 loading=max(loading, 0.0),
                 reading=terms.storage_latency + terms.storage_transfer,
                 tokens=decision.tokens,

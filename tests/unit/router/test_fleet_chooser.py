@@ -173,7 +173,7 @@ def test_a_router_of_such_a_policy_follows_by_itself(following: Following) -> No
         async with fleet(*following.engines, policy="tier-weighted") as router:
             chooser = router.application.chooser
             assert isinstance(chooser, FleetChooser)
-            await until(lambda: chooser._fleet.settled and len(chooser._recipes()) == 1)
+            await until(lambda: chooser._fleet.settled and len(chooser._candidates.recipes()) == 1)
             await until(lambda: all(one.facts for one in chooser._fleet.replicas))
             for _ in range(3):
                 got = await ask(router, {"model": "tiny", "prompt": prompt(3)})

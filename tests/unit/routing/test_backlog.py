@@ -15,7 +15,6 @@ def pending(name: str, at: float, compute: float, **others: float) -> Pending:
         replica="r",
         at=at,
         work=Work(int(1000 * compute), 0),
-        waiting=0.0,
         loading=others.pop("loading", 0.0),
         tokens=100,
         device=0,
@@ -70,6 +69,15 @@ def test_reads_follow_each_other() -> None:
     assert backlog.read_wait("r", 2.0) == pytest.approx(6.0)
     assert backlog.read_wait("r", 9.0) == 0.0
     assert backlog.read_wait("other", 0.0) == 0.0
+
+
+def test_a_read_that_waits_for_computations_does_not_keep_storage_busy() -> None:
+    backlog = Backlog()
+    backlog.add(pending("ahead", 0.0, 30.0))
+    backlog.add(pending("a", 0.0, 1.0, loading=0.5, reading=0.5))
+    assert backlog.wait("r", 0.0, RATES) > 30
+    assert backlog.read_wait("r", 0.2) == pytest.approx(0.3)
+    assert backlog.read_wait("r", 20.0) == 0.0
 
 
 def test_a_first_token_is_called_overdue_again_only_when_it_is_much_later() -> None:

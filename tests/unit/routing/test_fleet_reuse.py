@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.fleet.index import FleetIndex
+from kvstrata.routing.decision import Reuse
 from kvstrata.routing.fleet_reuse import ReuseQuery
 from kvstrata.routing.reuse import find_reuse
 from kvstrata.routing.shape import Holdings, ModelShape
@@ -67,7 +69,7 @@ def cases(draw):
     shared = draw(holdings(shape, hashes))
     mounted = [draw(st.booleans()) for _ in replicas]
     cap = draw(st.none() | st.integers(0, 60 * HASH))
-    before = draw(st.sampled_from([0, 0, 0, 63, 70]))
+    before = draw(st.sampled_from([0, 0, 0, 63, 70, 200]))
     return shape, tokens, hashes, replicas, shared, mounted, cap, before
 
 
@@ -100,6 +102,12 @@ def reachable(held, shared, mounts) -> Holdings:
     return Holdings.of(found)
 
 
+def without_loads(reuse: Reuse) -> Reuse:
+    return Reuse(
+        *(replace(reach, loads=()) for reach in (reuse.device, reuse.memory, reuse.storage))
+    )
+
+
 @settings(max_examples=600 * MORE, deadline=None)
 @given(cases())
 def test_all_at_once_is_each_alone(case) -> None:
@@ -109,6 +117,7 @@ def test_all_at_once_is_each_alone(case) -> None:
     for number, held, mounts in zip(numbers, replicas, mounted, strict=True):
         plain = find_reuse(shape, hashes, tokens, reachable(held, shared, mounts), cap)
         fast = answer.of(number)
+        assert answer.brief[number] == without_loads(fast)
         for mine, theirs in (
             (fast.device, plain.device),
             (fast.memory, plain.memory),

@@ -258,3 +258,23 @@ def test_surprises_that_agree_are_no_outliers() -> None:
         learner.learn("a", work, 8 * seconds(TRUE, work), 300 + number)
     believed = sum(r * u for r, u in zip(learner.rates("a"), work.units(), strict=True))
     assert believed > 5 * seconds(TRUE, work)
+
+
+def test_a_prompt_that_met_an_overdue_one_does_not_make_all_waits_longer() -> None:
+    learner = Learner(TRUE)
+    for number in range(5):
+        work = Work(1800, 0)
+        learner.learn("a", work, seconds(TRUE, work), float(number))
+    # The one in front was thought to need 0.1 s more, and needed ten times that.
+    work = Work(500, 1500, wait=0.1)
+    learner.learn("a", work, seconds(TRUE, work) + 0.9, 6.0)
+    assert learner.rates("a")[7] < 1.5
+
+
+def test_waits_that_are_always_longer_are_learned() -> None:
+    learner = Learner(TRUE)
+    alone, behind = Work(500, 1500), Work(500, 1500, wait=2.0)
+    for number in range(60):
+        learner.learn("a", alone, seconds(TRUE, alone), float(number))
+        learner.learn("a", behind, seconds(TRUE, alone) + 2 * 1.8, float(number))
+    assert 1.5 < learner.rates("a")[7] < 2.1
