@@ -115,7 +115,7 @@ function columns(candidates) {
     timed && ["first token", (one) => format.seconds(firstToken(one)), "seconds until it"],
     ["score", (one) => (timed ? format.seconds(one.score) : (one.score?.toPrecision(3) ?? format.NONE)), "by which they are compared; the least is best"],
     ["trust", (one) => format.share(one.trust), "in its index"],
-    ["index age", (one) => format.long(one.index_age), "since nothing was known to be missing"],
+    some((one) => one.index_age) && ["index age", (one) => format.long(one.index_age), "since nothing was known to be missing"],
   ].filter(Boolean);
 }
 

@@ -118,10 +118,14 @@ function groups(replica) {
       why.map((text) => h("p", { class: "meta" }, text)),
       rows.length
         ? h(
-            "table",
-            { class: "terms" },
-            h("thead", null, h("tr", null, h("th", null, "group"), TIERS.map((tier) => tierHead(tier)))),
-            h("tbody", null, rows),
+            "div",
+            { class: "wide", tabindex: "0", role: "region", "aria-label": `Groups of ${replica.name}` },
+            h(
+              "table",
+              { class: "terms" },
+              h("thead", null, h("tr", null, h("th", { scope: "col" }, "group"), TIERS.map(tierHead))),
+              h("tbody", null, rows),
+            ),
           )
         : h("p", { class: "meta" }, "Its groups are not known: it tells neither facts nor events."),
     ),
@@ -173,7 +177,6 @@ const LEARNED = [
   ["storage", "storage_bytes_per_s", format.speed],
   ["waits are", "wait_factor", (value) => `×${value.toFixed(2)}`],
   ["requests", "requests", format.count],
-  ["outliers", "outliers", format.count],
 ];
 
 export function learned(state) {
@@ -194,7 +197,7 @@ export function learned(state) {
           { "data-key": one.name },
           cell("replica", null, h("b", null, one.name)),
           LEARNED.map(([name, key, told]) =>
-            cell(name, { class: "number" }, typeof one.learned[key] === "number" ? told(one.learned[key]) : format.NONE),
+            cell(name, { class: "number", title: key === "requests" ? `${format.count(one.learned.outliers)} of them outliers` : null }, typeof one.learned[key] === "number" ? told(one.learned[key]) : format.NONE),
           ),
         ),
       ),

@@ -1,0 +1,69 @@
+"""`python -m lab.page_picture [PNG]`: the router's page as a browser shows it, before real engines at work.
+
+Three engines over one directory, `kvstrata route` in front of them, and a load of conversations; when most
+of it is over, one decision that loads something is opened and the picture is taken.
+"""
+
+import asyncio
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from lab.browser import Browser, Page, launched
+from lab.fleet_client import play
+from lab.fleet_load import Scale, plan
+from lab.fleet_stack import Engines, RouterProcess, engines
+
+PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "router-page.png"
+WIDTH = 1280
+SEED = 6
+LOAD = Scale(applications=3, users=4, turns=(3, 4), think_seconds=(1.0, 3.0))
+SEEN = 30
+"""Answers before the picture is taken."""
+LOADING = """
+[...document.querySelectorAll('.decisions .row')].find((row) =>
+  row.querySelector('.reused .hue-storage, .reused .hue-memory') && row.querySelector('.mark.up'))
+?? document.querySelector('.decisions .row')
+"""
+
+
+async def take(url: str, devtools: str, busy: threading.Thread, path: Path) -> None:
+    """Wait until there is something to see, and write the picture."""
+    async with Browser.at(devtools) as browser, browser.page() as page:
+        await page.size(WIDTH, 900)
+        await page.go(f"{url}/ui")
+        await page.until("document.querySelector('.replicas')")
+        while busy.is_alive() and await _answers(page) < SEEN:
+            await asyncio.sleep(0.3)
+        await page.value(f"({LOADING}).querySelector('.time').click()")
+        await page.until("document.querySelector('.decisions .inside')")
+        height = await page.value("document.documentElement.scrollHeight")
+        await page.size(WIDTH, height)
+        await asyncio.sleep(0.6)  # bars that grow
+        await page.picture(path)
+
+
+async def _answers(page: Page) -> int:
+    return int(await page.value("document.querySelectorAll('.scatter .point').length"))
+
+
+def main() -> None:
+    """Make the picture."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
+    what = Engines()
+    with (
+        tempfile.TemporaryDirectory(prefix="page") as directory,
+        launched() as devtools,
+        engines(what, Path(directory)) as fleet,
+        RouterProcess("seconds", fleet, what.model, Path(directory)) as router,
+    ):
+        load = plan(SEED, LOAD)
+        busy = threading.Thread(target=play, args=(router.url, what.model, load), daemon=True)
+        busy.start()
+        asyncio.run(take(router.url, devtools, busy, path))
+    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
