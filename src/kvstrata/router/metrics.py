@@ -29,6 +29,23 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._count_requests()
+        self._count_tokens()
+        self._gauge_now()
+        self._index = self._index_gauges()
+        self._resynced: dict[str, int] = {}
+        self._counters: dict[tuple[str, ...], Callable[[float], None]] = {}
+        first = (
+            self._retries, self._ttft, self._predicted, self._ratio, self._prompt, self._foreseen,
+            self._cached, self._resyncs,
+        )  # fmt: skip
+        # Series of a replica, and which of their labels names it.
+        self._by_replica: dict[str, tuple[Counter | Histogram, int]] = {
+            self._requests._name: (self._requests, 1),
+            **{one._name: (one, 0) for one in first},
+        }
+
+    def _count_requests(self) -> None:
         self._requests = self._counter(
             "requests",
             "Answers by path, replica and status; 0 without one.",
@@ -65,6 +82,8 @@ class Meters:
             _DECIDING,
             "step",
         )
+
+    def _count_tokens(self) -> None:
         self._prompt = self._counter(
             "prompt_tokens",
             "Tokens of prompts that were answered, by where they came from: what the engine says it cached, "
@@ -83,8 +102,8 @@ class Meters:
         self._resyncs = self._counter(
             "index_resyncs", "Times that a replica's index was made anew: it was wrong.", "replica"
         )
-        self._index = self._index_gauges()
-        self._resynced: dict[str, int] = {}
+
+    def _gauge_now(self) -> None:
         self._in_flight = self._gauge("in_flight", "Requests at a replica now.", "replica")
         self._states = self._gauge(
             "replica_state", "1 for the state a replica is in.", "replica", "state"
@@ -95,16 +114,6 @@ class Meters:
         self._waiting = self._gauge("waiting", "Requests that wait for a replica with room.")
         self._connections = self._gauge("connections", "Clients connected.")
         self._buffered = self._gauge("buffered_bytes", "Bytes of bodies held.")
-        self._counters: dict[tuple[str, ...], Callable[[float], None]] = {}
-        first = (
-            self._retries, self._ttft, self._predicted, self._ratio, self._prompt, self._foreseen,
-            self._cached, self._resyncs,
-        )  # fmt: skip
-        # Series of a replica, and which of their labels names it.
-        self._by_replica: dict[str, tuple[Counter | Histogram, int]] = {
-            self._requests._name: (self._requests, 1),
-            **{one._name: (one, 0) for one in first},
-        }
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvstrata_router_{name}", text, labels, registry=self.registry)
