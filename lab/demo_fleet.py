@@ -133,12 +133,12 @@ class _Progress:
 
 def table(rows: Sequence[Row]) -> Table:
     """The figures as a person reads them."""
-    found = Table(title="the same load, policy by policy (tokens a run)")
+    found = Table(title="the same load, policy by policy (tokens a run)", padding=(0, 0))
     for name in (
-        *("policy", "TTFT p50 ms", "TTFT p90 ms", "recomputed", "from device", "from memory"),
-        *("from storage", "prompt tokens/s", "wall s"),
+        *("policy", "TTFT\np50 ms", "TTFT\np90 ms", "re-\ncomputed", "from\ndevice"),
+        *("from\nmemory", "from\nstorage", "prompt\ntokens/s", "wall\ns"),
     ):
-        found.add_column(name, justify="left" if name == "policy" else "right")
+        found.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for row in rows:
         found.add_row(
             row.policy,

@@ -21,6 +21,8 @@ from lab.models import MODELS_ROOT
 from lab.server import EngineServer, ServerError
 
 TIERS = ("device", "memory", "filesystem", "computed")
+START_SECONDS = 240.0
+"""All engines start beside each other."""
 READY_SECONDS = 150.0
 """A router compiles its index at a machine's first start."""
 STOP_SECONDS = 20.0
@@ -132,6 +134,7 @@ def _engine(what: Engines, directory: Path, number: int) -> EngineServer:
             *("--kv-events-config", json.dumps(events)),
             *("--max-num-batched-tokens", str(what.step_tokens)),
         ),
+        patience=START_SECONDS,
     )
 
 

@@ -59,6 +59,7 @@ class EngineServer:
             starts faster and needs less memory.
         arguments: further command line arguments.
         environment: further environment variables.
+        patience: seconds that it may take to start; None for `START_SECONDS`.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class EngineServer:
         processes: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        patience: float | None = None,
     ) -> None:
         self.model = model
         self.log = log
         self.port = _free_port()
+        self._patience = patience
         self._command = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
@@ -135,14 +138,15 @@ class EngineServer:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        deadline = time.monotonic() + START_SECONDS
+        patience = self._patience or START_SECONDS
+        deadline = time.monotonic() + patience
         try:
             while not self.client.healthy():
                 status = self._process.poll()
                 if status is not None:
                     raise ServerError(f"the server ended with status {status}\n{self.tail()}")
                 if time.monotonic() > deadline:
-                    raise ServerError(f"no answer within {START_SECONDS:g} s\n{self.tail()}")
+                    raise ServerError(f"no answer within {patience:g} s\n{self.tail()}")
                 time.sleep(0.1)
         except BaseException:
             self.kill()
