@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup models demo test test-zoo check format clean distclean
+.PHONY: help setup models demo demo-fleet test test-zoo check format clean distclean
 
 help:  ## show this
 	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -17,6 +17,9 @@ models: setup  ## make the tiny models in build/models
 
 demo: setup  ## real engines, one hybrid model: cold, device, memory, storage; build/demo
 	@$(PYTHON) -m lab.demo
+
+demo-fleet: setup  ## the router before three real engines, policy by policy; build/demo-fleet
+	@$(PYTHON) -m lab.demo_fleet
 
 test: setup  ## all tests, those with real engines included
 	@scripts/test
