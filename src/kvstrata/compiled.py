@@ -1,6 +1,8 @@
 """Functions compiled with numba, typed for the rest of the program as what they are written as."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 import numba
@@ -9,6 +11,14 @@ from numba import types
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Kept(Enum):
+    """What numba's cache on disk has of some functions: all, not all, or there is no place for a cache."""
+
+    ALL = "all"
+    SOME = "some"
+    NOWHERE = "nowhere"
 
 
 def compiled(function: Function) -> Function:
@@ -21,6 +31,39 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(function, nogil=True, cache=True, error_model="numpy"))
     except RuntimeError:  # no directory that the cache could be written to
         return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
+
+
+def kept(modules: Iterable[str]) -> Kept:
+    """Whether the compiled functions of some modules can be had without compiling them.
+
+    Args:
+        modules: by name; they are imported.
+    """
+    found = [_index(function) for name in modules for function in _compiled_in(name)]
+    if None in found:
+        return Kept.NOWHERE
+    return Kept.ALL if all(found) else Kept.SOME
+
+
+def _compiled_in(name: str) -> Iterator[Any]:
+    """Functions that `compiled` made in a module."""
+    for value in vars(importlib.import_module(name)).values():
+        options = getattr(value, "targetoptions", None)
+        if options is None or value.__module__ != name:
+            continue
+        if not options.get("no_cpython_wrapper"):  # otherwise a part, which has no cache of its own
+            yield value
+
+
+def _index(function: Any) -> dict[Any, str] | None:
+    """What the cache has of a function, by the types it was called with; None for a function without."""
+    file = getattr(getattr(function, "_cache", None), "_cache_file", None)
+    if file is None:
+        return None
+    try:
+        return dict(file._load_index())
+    except (OSError, ValueError, EOFError, AttributeError):  # of another release, or half written
+        return {}
 
 
 def part(function: Function) -> Function:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from kvstrata.errors import ConfigError
 from kvstrata.events.stream import Trust
 from kvstrata.fleet import replica as followed
@@ -15,6 +17,7 @@ from kvstrata.router.asking import Asked
 from kvstrata.router.candidates import Candidates
 from kvstrata.router.chooser import PolicyChooser, Result
 from kvstrata.router.index_state import IndexState, index_state
+from kvstrata.router.preparing import warm
 from kvstrata.router.reading import Read, Reading, reading_of
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Decision, Policy, RequestView
@@ -28,6 +31,7 @@ UNKNOWN = Recipe.default(16)
 
 BY_PROMPT = ("seconds", "tier-weighted", "approximate-prefix")
 """Policies that ask what a request's prompt is."""
+_NOT_STARTED = "the index is not compiled yet"
 _WRONG = {
     Verdict.LESS: "it computes tokens that its index says it holds",
     Verdict.MORE: "it holds tokens of which its index knows nothing (were its prompts hashed otherwise, such "
@@ -62,11 +66,16 @@ class FleetChooser(PolicyChooser):
         self._addresses: dict[str, followed.Address] = {}
         self._silent: dict[str, str] = {}
         self._totals = Totals()
+        self._started = False
 
     def start(self) -> None:
-        """Follow engines' events, in a thread. Compiles on a machine's first time; that takes a minute."""
-        self._reading.warm()
+        """Follow engines' events, in a thread; until then requests are chosen for by load.
+
+        Not for the loop's thread: it brings compiled code, see `preparing`.
+        """
+        warm()
         self._fleet.start()
+        self._started = True
 
     def close(self) -> None:
         """No more requests."""
@@ -78,6 +87,8 @@ class FleetChooser(PolicyChooser):
     def metrics(self, replica: Replica, text: bytes) -> None:
         """An engine's metrics were read: they say where its events are."""
         self._reading.saw(replica)
+        if not self._started:
+            return
         try:
             told = infos(text.decode(errors="replace"))
             address = discover(replica.name, replica.config.url, told)
@@ -139,6 +150,9 @@ class FleetChooser(PolicyChooser):
     async def view(self, asked: Asked) -> RequestView:
         """See `Chooser`."""
         view = await super().view(asked)
+        if not self._started:
+            unread: RequestView = msgspec.structs.replace(view, doubt=_NOT_STARTED)
+            return unread
         read = await self._reading.read(asked, self._candidates.recipes() or [UNKNOWN])
         plain = {name: getattr(view, name) for name in view.__struct_fields__}
         plain["doubt"] = read.prompt.doubt

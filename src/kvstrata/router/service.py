@@ -11,12 +11,14 @@ from pathlib import Path
 
 import uvloop
 
+from kvstrata.compiled import Kept, kept
 from kvstrata.errors import ConfigError
 from kvstrata.router.application import Application
 from kvstrata.router.chooser import Chooser, PolicyChooser
 from kvstrata.router.config import RouterConfig, only_at_start
 from kvstrata.router.downstream import ClientConnection
 from kvstrata.router.fleet_chooser import BY_PROMPT, FleetChooser, follow
+from kvstrata.router.preparing import MODULES, bring
 from kvstrata.router.state_file import Keeping, StateFile
 from kvstrata.routing.policies import make_policy
 
@@ -49,6 +51,7 @@ class Router:
         self._sweeping: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
         self._follower: FleetChooser | None = None
+        self._preparing: asyncio.Task[None] | None = None
         if chooser is None and config.policy in BY_PROMPT:
             chooser = self._follower = follow(make_policy(config.policy), config.tokenizer)
         chooser = chooser or PolicyChooser(make_policy(config.policy))
@@ -67,8 +70,9 @@ class Router:
         """Listen. Raises ConfigError when that cannot be."""
         loop = asyncio.get_running_loop()
         if self._follower is not None:
-            # The first time on a machine this compiles for a minute.
-            await loop.run_in_executor(None, self._follower.start)
+            self._preparing = loop.create_task(bring(self._follower.start))
+            if kept(MODULES) is Kept.ALL:
+                await self._preparing
         if self._keeping is not None:
             await self._keeping.begin()
         clients = self.application.clients
@@ -159,6 +163,9 @@ class Router:
         if self._sweeping is not None:
             self._sweeping.cancel()
         await self.application.replicas.close()
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait([self._preparing])
         if self._keeping is not None:
             await self._keeping.end()
         if self._follower is not None:

@@ -10,9 +10,11 @@ from router_lab import ask, fleet, run, until
 from stub_engine import StubEngine
 
 from kvstrata.chunks.block_hashes import BlockHasher
+from kvstrata.compiled import Kept, kept
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.fleet import Fleet
 from kvstrata.router.fleet_chooser import FleetChooser, follow
+from kvstrata.router.preparing import MODULES
 from kvstrata.router.reading import Read, Reading
 from kvstrata.routing.decision import Decision
 from kvstrata.routing.policies import make_policy
@@ -166,6 +168,7 @@ def test_prompts_do_not_pile_up(following: Following) -> None:
 
 
 def test_a_router_of_such_a_policy_follows_by_itself(following: Following) -> None:
+    assert kept(MODULES) is Kept.ALL  # by the fixture; otherwise it would go by load for a minute
     following.events["b"].publish(stored(prompt(3), "GPU"))
     following.events["b"].settle()
 
