@@ -176,6 +176,8 @@ class RouterProcess:
         self._http = httpx2.Client(timeout=10.0, trust_env=False)
 
     def __enter__(self) -> "RouterProcess":
+        # On a machine's first start it would go by load for a minute.
+        subprocess.run([sys.executable, "-m", "kvstrata.router.preparing"], check=True)
         command = [sys.executable, "-m", "kvstrata.cli.main", "route"]
         command += ["--config", str(self._config)]
         with self._log.open("wb") as out:

@@ -179,6 +179,8 @@ def ours(policy: str, engines: Engines, tokenizer: Path, name: str) -> Running:
     for number, engine in enumerate(engines.ports):
         lines += ["[[replica]]", f'url = "http://127.0.0.1:{engine}"', f'name = "{number}"']
     settings.write_text("\n".join(lines) + "\n")
+    # On a machine's first start it would go by load for a minute.
+    subprocess.run([sys.executable, "-m", "kvstrata.router.preparing"], check=True)
     command = [sys.executable, "-m", "kvstrata.cli.main", "route", "--config", str(settings)]
     return Running(name, command, port)
 

@@ -66,6 +66,8 @@ def router_process(directory: Path, *engines: StubEngine) -> Iterator[SimpleName
     config.write_text(
         "\n".join([f"port = {port}", 'policy = "seconds"', "probe_every = 0.1", *tables])
     )
+    # On a machine's first start it would go by load for a minute.
+    subprocess.run([sys.executable, "-m", "kvstrata.router.preparing"], check=True)
     command = [sys.executable, "-m", "kvstrata.cli.main", "route", "--config", str(config)]
     with (directory / "router.log").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
@@ -77,7 +79,7 @@ def router_process(directory: Path, *engines: StubEngine) -> Iterator[SimpleName
 
 
 async def listening(router: SimpleNamespace) -> None:
-    async with asyncio.timeout(150):  # the first start on a machine compiles
+    async with asyncio.timeout(60):
         while True:
             assert router.process.poll() is None
             try:
