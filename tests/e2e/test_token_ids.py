@@ -9,21 +9,29 @@ import json
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import zmq
+from safetensors.numpy import save_file
 
+from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import ask
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.ids import warm
-from kvstrata.router.reading import Reading
+from kvstrata.router.reading import Read, Reading
 from kvstrata.router.service import Router
+from kvstrata.wire.batches import Stored, decode_any
 from lab.models import ensure
 from lab.server import EngineServer
 
 pytestmark = pytest.mark.engine
+
+RECIPE = Recipe.default(128)
 
 TEMPLATE = """{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}
 {% endfor %}<|end|>{% endif %}
@@ -88,6 +96,25 @@ ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
 """Only the engine knows."""
 
 
+def adapter(home: Path) -> Path:
+    """A random LoRA adapter for the tiny Llama."""
+    made = home / "adapter"
+    made.mkdir()
+    draw = np.random.default_rng(1).standard_normal
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": draw(
+            shape, np.float32
+        )
+        for layer in range(4)
+        for side, shape in (("A", (8, 256)), ("B", (256, 8)))
+    }
+    save_file(weights, str(made / "adapter_model.safetensors"))
+    config = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    (made / "adapter_config.json").write_text(json.dumps(config))
+    return made
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
     home = tmp_path_factory.mktemp("model")
@@ -96,12 +123,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
             (home / file.name).symlink_to(file)
         )
     (home / "chat_template.jinja").write_text(TEMPLATE)
+    events = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"ipc://{home}/events",
+    }
     arguments = (
-        "--model",
-        str(home),
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "pythonic",
+        *("--model", str(home), "--enable-auto-tool-choice", "--tool-call-parser", "pythonic"),
+        *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter(home)}"),
+        *("--kv-events-config", json.dumps(events)),
     )
     with EngineServer("llama", home / "log", arguments=arguments) as running:
         yield running
@@ -132,6 +162,12 @@ async def predicted(
     server: EngineServer, requests: Any, files: bool
 ) -> list[tuple[list[int] | None, str]]:
     """Token ids and doubts, with the files that the engine names or without."""
+    found = [one.prompt for one in await read(server, requests, files)]
+    return [(None if one.tokens is None else one.tokens.tolist(), one.doubt) for one in found]
+
+
+async def read(server: EngineServer, requests: Any, files: bool) -> list[Read]:
+    """What is known of requests."""
     settings = {"port": 0, "policy": "least-loaded", "probe_every": 0.1}
     url = f"http://127.0.0.1:{server.port}"
     router = Router(RouterConfig.parse({**settings, "replica": [{"url": url}]}))
@@ -152,12 +188,7 @@ async def predicted(
                     reading._sources.saw = lambda _: None  # type: ignore[method-assign]
             while reading._sources._trials:
                 await asyncio.sleep(0.05)
-            found = []
-            for path, body in requests:
-                prompt = (await reading.read(asked(path, body), [])).prompt
-                ids = None if prompt.tokens is None else prompt.tokens.tolist()
-                found.append((ids, prompt.doubt))
-            return found
+            return [await reading.read(asked(path, body), [RECIPE]) for path, body in requests]
     finally:
         reading.close()
         await router.stop()
@@ -201,3 +232,30 @@ def test_a_response_is_as_long_as_was_said(server: EngineServer) -> None:
             got = post(server, path, {**body, "max_output_tokens": 16})
             assert ids is not None and not doubt, (body, files, doubt)
             assert len(ids) == got["usage"]["input_tokens"]
+
+
+def test_an_adapters_blocks_are_announced_under_the_hashes_that_were_said(
+    server: EngineServer,
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.connect(f"ipc://{server.log.parent}/events")
+        socket.subscribe("")
+        ids = [32 + 7 * n % 90 for n in range(300)]
+        # The first subscription takes its time; a request whose events were missed is sent again, changed.
+        for turn in range(20):
+            body = {"prompt": [*ids, turn], "cache_salt": str(turn)}
+            post(server, "/v1/completions", {**body, "model": "tuned", "max_tokens": 1})
+            if socket.poll(500):
+                break
+        stored = [
+            event
+            for event in decode_any(socket.recv_multipart()[-1]).events
+            if isinstance(event, Stored)
+        ]
+    requests = [("/v1/completions", {**body, "model": name}) for name in ("tuned", "llama")]
+    tuned, plain = asyncio.run(read(server, requests, files=True))
+    name = f"127.0.0.1:{server.port}"
+    said, other = tuned.hashes(name, RECIPE), plain.hashes(name, RECIPE)
+    assert said is not None and other is not None
+    assert [one.lora for one in stored] == ["tuned"]
+    assert list(stored[0].hashes) == said.tolist() != other.tolist()
