@@ -165,9 +165,10 @@ class Proxy:
         wanted = "" if model is None else f" for the model {model!r:.200}"
         return unavailable("no_replica_up", f"No replica can be used{wanted}: {named}.", 2)
 
-    async def connection(self, replica: Replica) -> EngineConnection:
-        """An open connection. Raises EngineError."""
-        return replica.pool.idle() or await replica.pool.connect(self._config().connect_timeout)
+    async def connection(self, replica: Replica, *, fresh: bool = False) -> EngineConnection:
+        """An open connection, a new one if it has to be `fresh`. Raises EngineError."""
+        kept = None if fresh else replica.pool.idle()
+        return kept or await replica.pool.connect(self._config().connect_timeout)
 
     def heads(self, asked: Asked, replica: Replica, body: bytes) -> bytes:
         """Request line and headers for an engine."""
@@ -249,17 +250,16 @@ class _Run:
         relay: Relay | None = None
         failed = True
         try:
-            while True:
-                connection = await self._proxy.connection(self.replica)
-                relay = self._send(connection, again)
-                try:
-                    end = await relay.done
-                except EngineError:
-                    if connection.used and not connection.answered and self.attempt.connection:
-                        self.attempt.connection = None  # it was closed while it lay unused
-                        continue
+            relay = self._send(await self._proxy.connection(self.replica), again)
+            try:
+                end = await relay.done
+            except EngineError as error:
+                if not error.unread:
                     raise
-                break
+                self.attempt.connection = None
+                fresh = await self._proxy.connection(self.replica, fresh=True)
+                relay = self._send(fresh, again)
+                end = await relay.done
             failed = end != "whole" or relay.status in (500, 502, 503, 504)
             if end == "broken":
                 relay.break_off(self.replica.name)

@@ -149,7 +149,8 @@ class Relay:
 
     def break_off(self, name: str) -> None:
         """Tell the client that what it got is not whole, in the only ways that are left."""
-        if self.streamed and self.error is not None:
+        # Where the length was told, an event would count as the rest of what is missing.
+        if self.streamed and self._length is None and self.error is not None:
             self._client.feed(broken_stream(name, self.error.why))
         # The body's end is never sent: whoever looks at framing alone sees that it is cut.
         self._client.cut()

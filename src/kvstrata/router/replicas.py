@@ -259,10 +259,12 @@ class Replicas:
         after = replica.health.state
         if after is not before:
             log.warning("replica %s %s: %s", replica.name, why, after)
-        if after is State.DOWN and before is not State.DOWN:
-            self.removed(replica.name)
+        if after is State.DOWN:
+            # Each time: it was sent requests until it was down, and is silent to those too.
             self._give_up(replica)
-            self._changed()
+            if before is not State.DOWN:
+                self.removed(replica.name)
+                self._changed()
 
     def _give_up(self, replica: Replica) -> None:
         """Break what a frozen engine holds, but not what it still answers."""
@@ -310,12 +312,13 @@ class Replicas:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _forget(self, replica: Replica) -> None:
-        if self._replicas.get(replica.name) is replica:
-            del self._replicas[replica.name]
         if replica.looking is not None:
             replica.looking.cancel()
         replica.pool.close()
-        self.removed(replica.name)
+        # Another one may have its name by now, and what is known then is that one's.
+        if self._replicas.get(replica.name) is replica:
+            del self._replicas[replica.name]
+            self.removed(replica.name)
 
     async def _watch(self, replica: Replica) -> None:
         while True:
@@ -336,19 +339,21 @@ class Replicas:
         if status != 200:
             self.failed(replica, f"answers /health with status {status}")
             return
+        metrics = None
         try:
             served = _models(*await fetch(replica, b"/v1/models", lines, timeout))
             replica.models = None if served is None else frozenset(served)
             replica.served = served or {}
             status, text = await fetch(replica, b"/metrics", lines, timeout)
-            replica.load = read_load(text) if status == 200 else None
-            if status == 200:
-                self.told(replica, text)
+            metrics = text if status == 200 else None
         except EngineError:
-            replica.load = None
+            pass  # it is well all the same
+        replica.load = None if metrics is None else read_load(metrics)
         if replica.health.state is not State.UP:
             replica.health = replica.health.well()
             self._changed()
+        if metrics is not None:
+            self.told(replica, metrics)
 
 
 class _Models(msgspec.Struct):

@@ -9,6 +9,9 @@ import httptools
 from kvstrata.router.config import ReplicaConfig
 from kvstrata.router.headers import Headers, value_of
 
+_LONGEST_HEAD = 1 << 20
+"""Bytes of an answer's headers, those of interim answers included."""
+
 
 class EngineError(Exception):
     """An engine did not answer as HTTP asks.
@@ -16,12 +19,15 @@ class EngineError(Exception):
     Attributes:
         why: completes "replica A ...".
         sent: whether the engine may have seen the request.
+        unread: the engine closed a connection that was used before, and sent nothing of this answer:
+            most likely it closed it while it lay unused, and never saw the request.
     """
 
-    def __init__(self, why: str, *, sent: bool) -> None:
+    def __init__(self, why: str, *, sent: bool, unread: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.sent = sent
+        self.unread = unread
 
 
 class Receiver(Protocol):
@@ -62,7 +68,9 @@ class EngineConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._pieces: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
+        self._head_bytes = 0
         self._complete = False
+        self._surplus = False
         self._until_close = False
         self._keep = False
         self._last = False
@@ -82,6 +90,7 @@ class EngineConnection(asyncio.Protocol):
         assert self._receiver is None and self._transport is not None
         self._receiver = receiver
         self._headers, self._complete, self._until_close = [], False, False
+        self._head_bytes = 0
         self.answered, self._last = False, last
         self._transport.writelines([head, body])
 
@@ -115,15 +124,25 @@ class EngineConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what the engine sent and hand it on in one piece."""
+        if self._receiver is None:
+            self.abort()  # nobody asked: it must not become the beginning of the next answer
+            return
+        if not self.answered:
+            self._head_bytes += len(data)
+        wrong = ""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._hand_on()
-            self.fail(EngineError(f"sent something that is not HTTP ({error})", sent=True))
-            return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            wrong = f"sent something that is not HTTP ({error})"
+        if not self.answered and self._head_bytes > _LONGEST_HEAD:
+            wrong = "sent headers without an end"
         self._hand_on()
         if self._complete:
+            # What follows a whole answer is no part of it, whatever that is.
+            self._surplus |= bool(wrong)
             self._finish()
+        elif wrong:
+            self.fail(EngineError(wrong, sent=True))
 
     def eof_received(self) -> bool:
         """The engine closed; `connection_lost` follows."""
@@ -136,17 +155,22 @@ class EngineConnection(asyncio.Protocol):
             self._complete = True
             self._finish()
         elif self._receiver is not None:
-            self.fail(EngineError("closed the connection", sent=True))
+            unread = self.used and not self._head_bytes
+            self.fail(EngineError("closed the connection", sent=True, unread=unread))
+
+    def on_message_begin(self) -> None:
+        """An answer begins: the second one to a request, if the first is whole."""
+        self._surplus |= self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One whole header; trailers go nowhere."""
-        if not self.answered:
+        if not self.answered and not self._complete:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
         status = self._parser.get_status_code()
-        if status < 200 or self._receiver is None:
+        if status < 200 or self._receiver is None or self._complete:
             return  # 1xx: the answer itself follows
         self.answered = True
         length = value_of(self._headers, b"content-length")
@@ -157,10 +181,13 @@ class EngineConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        self._pieces.append(body)
+        if not self._complete:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
+        if self._complete:
+            return
         if self._parser.get_status_code() < 200:
             self._headers = []
         else:
@@ -177,10 +204,11 @@ class EngineConnection(asyncio.Protocol):
     def _finish(self) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is None:
-            self.abort()  # bytes that nobody asked for
             return
         self.used = True
-        if self._keep and not self._until_close and not self._last:
+        if self._surplus:
+            self.abort()  # its next answer could be another one's
+        elif self._keep and not self._until_close and not self._last:
             self._pool.give_back(self)
         elif self._transport is not None:
             self._transport.close()
