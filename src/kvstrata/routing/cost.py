@@ -18,8 +18,6 @@ wait, load and prefill are added up, and `Profile.overlap` says which share of s
 wait nevertheless.
 """
 
-import math
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +25,8 @@ import numpy.typing as npt
 from kvstrata.errors import ConfigError
 
 Vector = npt.NDArray[np.float64]
+LEAST, MOST = 1e-9, 1e18
+"""Of what a profile states: beyond, a price would be no number."""
 
 LEARNED = (
     "overhead",
@@ -70,8 +70,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if field == "overlap":
                 if not 0 <= value <= 1:
                     raise ConfigError(f"profile: overlap is a share from 0 to 1, not {value}")
-            elif not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"profile: {field} must be above 0, not {value}")
+            elif not LEAST <= value <= MOST:
+                raise ConfigError(f"profile: {field} must be from {LEAST} to {MOST:g}, not {value}")
 
     def rates(self) -> tuple[float, ...]:
         """Seconds per unit, in the order of `LEARNED`: request, token, pair, load, byte, load, byte, s."""

@@ -233,7 +233,7 @@ def price_each(
         tokens: of the prompt, at least 1.
         load_cap: the client's own bound on tokens to load.
     """
-    cap = UNCAPPED if load_cap is None else float(load_cap)
+    cap = UNCAPPED if load_cap is None else float(max(load_cap, 0))
     if ready():
         rows = np.concatenate((np.array(standings, np.float64), rates), axis=1)
         columns = np.empty((len(Price.__struct_fields__), len(rows)))

@@ -301,6 +301,7 @@ def test_a_read_that_the_wait_hides_costs_nothing() -> None:
         {"storage_bytes_per_s": -1.0},
         {"memory_latency_seconds": math.nan},
         {"overhead_seconds": math.inf},
+        {"prefill_tokens_per_s": 1e-300},
         {"overlap": 1.5},
     ],
 )

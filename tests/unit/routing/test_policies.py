@@ -1,16 +1,20 @@
 """Policies one by one: what each promises, and what all do."""
 
+import math
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 import pytest
 
 from kvstrata.errors import ConfigError
+from kvstrata.routing import pricing
 from kvstrata.routing.cost import Profile
 from kvstrata.routing.decision import (
     Candidate,
     Decision,
+    Load,
     NoCandidatesError,
     Outcome,
     Policy,
@@ -373,3 +377,46 @@ def test_cold_tokens_are_spread_and_not_only_requests() -> None:
         answer(policy, decision, now + 1)
         placed[decision.chosen] += length
     assert max(placed.values()) - min(placed[one] for one in "abcd") <= 2 * max(lengths)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_no_number_is_no_choice_and_no_obstacle(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled:
+        pricing.warm()
+    else:
+        monkeypatch.setattr(pricing, "ready", lambda: False)
+    policy = Seconds()
+    wrong = [replica(name, 100, trust=math.nan) for name in "ab"]
+    decision = send(policy, ask("1"), [wrong[0], replica("c"), wrong[1]], 0.0)
+    assert decision.chosen == "c" and decision.runner_up in ("a", "b")
+    decision = send(policy, ask("2"), wrong, 0.0)
+    assert {decision.chosen, decision.runner_up} == {"a", "b"}
+    assert len(decision.considered) == 2
+
+
+def test_a_cap_below_nothing_is_nothing() -> None:
+    policy = Seconds()
+    decision = policy.decide(ask("1", load_cap=-5), [replica("a", 0, 4000, 8000)], 0.0)
+    assert (decision.load_cap, decision.appraisal.source) == (0, "none")
+
+
+def test_an_appraisal_is_made_for_who_looks_and_only_once() -> None:
+    made: list[str] = []
+
+    def detail(name: str) -> Callable[[], Reuse]:
+        def make() -> Reuse:
+            made.append(name)
+            return Reuse(Reach(100), Reach(100), Reach(200, loads=(Load("storage", 0, 100, 1),)))
+
+        return make
+
+    plain = Reuse(Reach(100), Reach(100), Reach(200))
+    candidates = [Candidate(name=name, reuse=plain, detail=detail(name)) for name in "abc"]
+    decision = send(Seconds(), ask("1"), candidates, 0.0)
+    assert made == [decision.chosen]
+    assert all(one.reuse and one.reuse.storage.loads for one in decision.considered)
+    assert decision.considered == decision.considered and sorted(made) == list("abc")
+    kept = decision.appraisals.only((decision.chosen, None))
+    assert [one.replica for one in kept] == [decision.chosen] and len(made) == 3
