@@ -1,31 +1,41 @@
 """`python -m lab.page_picture [PNG]`: the router's page as a browser shows it, before real engines at work.
 
-Three engines over one directory, `kvstrata route` in front of them, and a load of conversations; when most
+Two engines over one directory, `kvstrata route` in front of them, and a load of conversations; when most
 of it is over, one decision that loads something is opened and the picture is taken.
 """
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
+from PIL import Image
+
 from lab.browser import Browser, Page, launched
-from lab.fleet_client import play
+from lab.fleet_client import LoadError, play
 from lab.fleet_load import Scale, plan
 from lab.fleet_stack import Engines, RouterProcess, engines
 
 PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "router-page.png"
 WIDTH = 1280
 SEED = 6
-LOAD = Scale(applications=3, users=4, turns=(3, 4), think_seconds=(1.0, 3.0))
-SEEN = 30
+LOAD = Scale(applications=3, users=3, turns=(6, 7), think_seconds=(3.0, 6.0), apart_seconds=15.0)
+SEEN = 50
 """Answers before the picture is taken."""
+COLOURS = 128
 LOADING = """
 [...document.querySelectorAll('.decisions .row')].find((row) =>
   row.querySelector('.reused .hue-storage, .reused .hue-memory') && row.querySelector('.mark.up'))
 ?? document.querySelector('.decisions .row')
 """
+
+
+def work(url: str, model: str) -> None:
+    """Send the load, until the router is gone."""
+    with contextlib.suppress(LoadError):  # the picture is taken before the load is over
+        play(url, model, plan(SEED, LOAD))
 
 
 async def take(url: str, devtools: str, busy: threading.Thread, path: Path) -> None:
@@ -42,6 +52,9 @@ async def take(url: str, devtools: str, busy: threading.Thread, path: Path) -> N
         await page.size(WIDTH, height)
         await asyncio.sleep(0.6)  # bars that grow
         await page.picture(path)
+    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 async def _answers(page: Page) -> int:
@@ -51,15 +64,14 @@ async def _answers(page: Page) -> int:
 def main() -> None:
     """Make the picture."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
-    what = Engines()
+    what = Engines(replicas=2)
     with (
         tempfile.TemporaryDirectory(prefix="page") as directory,
         launched() as devtools,
         engines(what, Path(directory)) as fleet,
         RouterProcess("seconds", fleet, what.model, Path(directory)) as router,
     ):
-        load = plan(SEED, LOAD)
-        busy = threading.Thread(target=play, args=(router.url, what.model, load), daemon=True)
+        busy = threading.Thread(target=work, args=(router.url, what.model), daemon=True)
         busy.start()
         asyncio.run(take(router.url, devtools, busy, path))
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")

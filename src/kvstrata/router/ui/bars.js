@@ -4,7 +4,8 @@ import { h } from "./dom.js";
 
 /**
  * A bar of parts side by side.
- * @param parts `{hue, pale, size, text}`; parts without a size are left out.
+ * @param parts `{hue, pale, other, size, text}`; parts without a size are left out. Pale is one meaning of a
+ *   hue, and other is only the neighbour of its like.
  * @param whole what the bar's full length stands for, in the parts' unit.
  * @param told what the bar says, for those who do not see it.
  */
@@ -13,9 +14,9 @@ export function stack(parts, whole, told) {
   return h(
     "span",
     { class: "stack", role: "img", "aria-label": told },
-    shown.map(({ hue, pale, size, text }) =>
+    shown.map(({ hue, pale, other, size, text }) =>
       h("span", {
-        class: `part hue-${hue}${pale ? " pale" : ""}`,
+        class: `part hue-${hue}${pale ? " pale" : ""}${other ? " other" : ""}`,
         style: { width: `${((100 * size) / Math.max(whole, 1e-12)).toFixed(2)}%` },
         title: text,
       }),

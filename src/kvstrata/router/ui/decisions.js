@@ -104,6 +104,8 @@ function columns(candidates) {
   const terms = [...TERMS, { key: "overlap", label: "− overlap", told: "of the reads goes on while the request waits" }];
   const timed = candidates.some(({ terms: found }) => gross(found) > 0);
   return [
+    ["score", (one) => (timed ? format.seconds(one.score) : (one.score?.toPrecision(3) ?? format.NONE)), "by which they are compared; the least is best"],
+    timed && ["first token", (one) => format.seconds(firstToken(one)), "seconds until it"],
     ["reused", (one) => orZero(one.tokens, format.tokens), "tokens that need not be computed"],
     ["on device", (one) => orZero(one.device_tokens, format.tokens), "of them, there already"],
     some((one) => one.predicted_tokens) && ["not confirmed", (one) => orZero(one.predicted_tokens, format.tokens), "of them, believed because a request like it was just sent there"],
@@ -112,8 +114,6 @@ function columns(candidates) {
     ...terms
       .filter(({ key }) => some((one) => one.terms[key]))
       .map(({ key, label, told }) => [label, (one) => orZero(one.terms[key], format.seconds), told]),
-    timed && ["first token", (one) => format.seconds(firstToken(one)), "seconds until it"],
-    ["score", (one) => (timed ? format.seconds(one.score) : (one.score?.toPrecision(3) ?? format.NONE)), "by which they are compared; the least is best"],
     ["trust", (one) => format.share(one.trust), "in its index"],
     some((one) => one.index_age) && ["index age", (one) => format.long(one.index_age), "since nothing was known to be missing"],
   ].filter(Boolean);

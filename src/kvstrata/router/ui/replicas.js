@@ -45,7 +45,7 @@ function tierCell(replica, { id, label }, scale) {
   if (!holds.length) return cell(label, null, h("span", { class: "faint" }, "nothing"));
   const parts = holds.map((one, place) => ({
     hue: id,
-    pale: place % 2 === 1,
+    other: place % 2 === 1,
     size: one[scale.unit],
     text: `${kindOf(replica, one.group)}: ${amount(one)}`,
   }));
