@@ -55,8 +55,9 @@ def test_what_follows_an_answer_is_nobodys(surplus: bytes, at_once: bool) -> Non
 
     async def go() -> None:
         async with fleet(RawEngine("a", answer), probe_every=600) as router:
+            wire = await Wire.open(router)
             for number in range(1, 5):
-                got = await ask(router, {})
+                got = await wire.ask({})
                 assert (got.status, got.body) == (200, b"answer %d" % number)
                 await asyncio.sleep(0 if at_once else 0.1)
 

@@ -10,85 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from router_lab import Got, Wire, post, run, until
+from router_lab import Wire, post, run, until
+from router_machine import Machine
 from stub_engine import stream_bytes
-
-STUB = Path(__file__).with_name("stub_engine.py")
-SETTINGS = """
-port = 0
-policy = "round-robin"
-probe_every = 0.1
-probe_timeout = 0.5
-probe_failures = 2
-drain_grace = 0.3
-retries = 2
-"""
-
-
-class Machine:
-    """Processes of one test, and the router among them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.config = directory / "fleet.toml"
-        self.children: list[subprocess.Popen[str]] = []
-        self.router: subprocess.Popen[str]
-        self.port = 0
-
-    def engine(self, name: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
-        child = self._start([sys.executable, str(STUB), str(port), name])
-        assert child.stdout is not None
-        return child, int(child.stdout.readline())
-
-    def route(self, *ports: int) -> None:
-        self.write(*ports)
-        command = [sys.executable, "-m", "kvstrata.cli.main", "route", "--config", str(self.config)]
-        self.router = self._start(command)
-        assert self.router.stdout is not None
-        self.port = int(self.router.stdout.readline().rsplit(":", 1)[1])
-
-    def write(self, *ports: int) -> None:
-        tables = [f'[[replica]]\nurl = "http://127.0.0.1:{port}"\nname = "r{n}"\n'
-                  for n, port in enumerate(ports)]  # fmt: skip
-        self.config.write_text(SETTINGS + "\n".join(tables))
-
-    def _start(self, command: list[str]) -> subprocess.Popen[str]:
-        log = (self.directory / f"{len(self.children)}.log").open("w")
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        log.close()
-        self.children.append(child)
-        return child
-
-    async def states(self) -> list[str]:
-        wire = await Wire.open(self)  # type: ignore[arg-type]
-        await wire.send(b"GET /admin/replicas HTTP/1.1\r\nhost: x\r\n\r\n")
-        got = await wire.answer()
-        wire.close()
-        return [one["state"] for one in got.json["replicas"]]
-
-    async def become(self, *wanted: str) -> None:
-        async with asyncio.timeout(30):
-            while await self.states() != list(wanted):
-                await asyncio.sleep(0.05)
-
-    async def ask(self, body: object) -> Got:
-        wire = await Wire.open(self)  # type: ignore[arg-type]
-        try:
-            return await wire.ask(body)
-        finally:
-            wire.close()
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
-    for child in made.children:
-        child.kill()
-    for child in made.children:
-        child.wait(20)
-        assert child.stdout is not None
-        child.stdout.close()
+    made.close()
 
 
 def test_a_killed_replica_costs_its_streams_and_nothing_else(machine: Machine) -> None:
