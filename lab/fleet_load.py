@@ -33,15 +33,15 @@ class Scale:
     """
 
     applications: int = 3
-    users: int = 6
+    users: int = 8
     system_tokens: tuple[int, int] = (1500, 2000)
-    turns: tuple[int, int] = (4, 6)
+    turns: tuple[int, int] = (3, 5)
     message_tokens: tuple[int, int] = (130, 300)
     answer_tokens: int = 12
     think_seconds: tuple[float, float] = (0.3, 4.0)
     burst_seconds: float = 4.0
     apart_seconds: float = 8.0
-    documents: int = 7
+    documents: int = 6
     document_tokens: tuple[int, int] = (3500, 4500)
 
 

@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lab.fleet_figures import Row
 from lab.plots import CACHED, RECOMPUTE, UNAWARE
@@ -51,6 +52,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     right.set_xlim(0, 1.2 * max(sum(getattr(row, one[0]) for one in SOURCES) for row in rows))
     right.set_xlabel("tokens of prompts, by where they came from (number: recomputed)")
     for axes in (left, right):
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
             fontsize=8, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0)
