@@ -15,6 +15,7 @@ from kvstrata.router.replicas import Replicas
 
 JSON = [(b"content-type", b"application/json")]
 PREFIX = "/admin/replicas/"
+DECISIONS = "/admin/decisions/"
 
 
 class Admin:
@@ -26,6 +27,7 @@ class Admin:
         reload: reads the configuration again and returns notes for people; raises ConfigError.
         now: seconds, of the clock that the chooser is used with.
         state: everything there is to show, as plain data for JSON.
+        decision: all of one decision, by its id; raises RefusedError when it is not known.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Admin:
         reload: Callable[[], list[str]],
         now: Callable[[], float],
         state: Callable[[], dict[str, Any]],
+        decision: Callable[[str], dict[str, Any]],
     ) -> None:
         self._replicas = replicas
         self._chooser = chooser
         self._reload = reload
         self._now = now
         self._state = state
+        self._decision = decision
 
     def answer(self, request: Request, client: ClientConnection) -> None:
         """Answer it. Raises RefusedError."""
@@ -55,6 +59,8 @@ class Admin:
                 found = self._chooser.describe(self._now())
             case "GET", "/admin/state":
                 found = self._state()
+            case "GET", path if path.startswith(DECISIONS):
+                found = self._decision(path.removeprefix(DECISIONS))
             case "POST", "/admin/reload":
                 found = self._again()
             case _:

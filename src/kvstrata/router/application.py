@@ -83,7 +83,9 @@ class Application:
         self.replicas.told = chooser.metrics
         self.clients = Clients(config, self.check, self.handle)
         self._proxy = Proxy(config, self.replicas, self.line, chooser, self.journal, self._id)
-        self._admin = Admin(self.replicas, chooser, reload, time.monotonic, self._state)
+        self._admin = Admin(
+            self.replicas, chooser, reload, time.monotonic, self._state, self._decision
+        )
 
     def check(self, request: Request) -> None:
         """Judge a request by its head. Raises RefusedError."""
@@ -136,7 +138,8 @@ class Application:
             record = await self._proxy.explain(asked_about(request, new_id(), FORWARDED))
             client.respond(200, JSON, msgspec.json.encode(record.as_dict()))
         elif request.path.startswith(DECISIONS):
-            self._decision(request, client)
+            found = self._decision(request.path.removeprefix(DECISIONS))
+            client.respond(200, JSON, msgspec.json.encode(found))
         else:
             self._admin.answer(request, client)
 
@@ -158,12 +161,12 @@ class Application:
             replicas, standings, len(self.line), len(clients.connections), clients.buffered
         )
 
-    def _decision(self, request: Request, client: ClientConnection) -> None:
-        record = self.journal.ledger.get(request.path.removeprefix(DECISIONS))
+    def _decision(self, identity: str) -> dict[str, Any]:
+        record = self.journal.ledger.get(identity)
         if record is None:
             text = "No such decision is known; only the last some thousand are remembered."
             raise RefusedError(404, "decision_not_found", text)
-        client.respond(200, JSON, msgspec.json.encode(record.as_dict()))
+        return record.as_dict()
 
     def _state(self) -> dict[str, Any]:
         clients = self.clients

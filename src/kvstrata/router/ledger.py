@@ -63,9 +63,16 @@ class Record:
     def __post_init__(self) -> None:
         self.considered = len(self.decision.appraisals)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data for JSON, but for the appraisals, which `msgspec.json` writes as they are."""
+    def as_dict(self, most: int | None = None) -> dict[str, Any]:
+        """As plain data for JSON, but for the appraisals, which `msgspec.json` writes as they are.
+
+        Args:
+            most: of more candidates, only the chosen one and the runner-up are told; None tells all.
+        """
         decision, ending = self.decision, self.ending
+        appraisals = decision.appraisals
+        if most is not None and len(appraisals) > most:
+            appraisals = appraisals.only((decision.chosen, decision.runner_up))
         return {
             "id": decision.id,
             "at": self.at,
@@ -79,7 +86,7 @@ class Record:
             "load_cap": decision.load_cap,
             "doubt": self.doubt,
             "candidates": self.considered,
-            "considered": decision.considered,
+            "considered": tuple(appraisals),
             "outcome": None
             if ending is None
             else {

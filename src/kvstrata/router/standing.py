@@ -10,6 +10,8 @@ from kvstrata.router.replicas import Replica, Replicas
 
 SHOWN = 100
 """Decisions in one answer."""
+WHOLE = 8
+"""Candidates of a decision that are all told: of 64 it were megabytes a second for whoever looks on."""
 
 
 def state_of(
@@ -36,7 +38,7 @@ def state_of(
         "policy": policy,
         "replicas": [_replica(one, chooser, learned.get(one.name, {}), now) for one in replicas],
         "tokens": journal.told(),
-        "decisions": [record.as_dict() for record in journal.ledger.newest(SHOWN)],
+        "decisions": [record.as_dict(WHOLE) for record in journal.ledger.newest(SHOWN)],
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from page_state import appraisal, decision, drifting, replica, sample
-from router_lab import Wire, fleet, run, until
+from router_lab import Wire, ask, fleet, get, run, until
 from stub_engine import StubEngine
 
 from kvstrata.router.sources import sources_of
@@ -319,6 +319,29 @@ def test_a_router_that_answers_something_else_is_told_and_got_over(devtools: str
             page.answers.clear()
             await page.until("!document.getElementById('banner').hidden")
             assert "What is shown is of" in await page.text("#banner")
+
+    run(go())
+
+
+def test_a_decision_among_many_is_fetched_whole_when_it_is_opened(devtools: str) -> None:
+    async def go() -> None:
+        engines = [StubEngine(f"r{number}") for number in range(12)]
+        async with fleet(*engines, policy="least-loaded") as router, tab(devtools) as page:
+            got = await ask(router, {"prompt": [1, 2], "model": "tiny"})
+            state = (await get(router, "/admin/state")).json
+            assert len(state["decisions"][0]["considered"]) == 2
+            assert state["decisions"][0]["candidates"] == 12
+            identity = got.headers["x-kvstrata-decision"]
+            whole = (await get(router, f"/admin/decisions/{identity}")).json
+            assert len(whole["considered"]) == 12
+            assert (await get(router, "/admin/decisions/none")).status == 404
+            await page.go(f"http://127.0.0.1:{router.port}/ui")
+            await page.until(f"document.querySelector('{FIRST_ROW}')")
+            await page.click(f"{FIRST_ROW} .time")
+            await page.until(
+                "document.querySelectorAll('.decisions .terms tbody tr').length === 12"
+            )
+            nothing_is_wrong(page)
 
     run(go())
 

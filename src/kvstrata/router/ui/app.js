@@ -5,16 +5,32 @@ import * as decisions from "./decisions.js";
 import { show } from "./dom.js";
 import * as format from "./format.js";
 import * as overview from "./overview.js";
-import { key, Reading } from "./reading.js";
+import { decision, key, Reading } from "./reading.js";
 import * as replicas from "./replicas.js";
 import { Points, scatter } from "./scatter.js";
 
 const at = (id) => document.getElementById(id);
 const points = new Points();
 const open = { decision: new Set(), replica: new Set() };
+/** Candidates of decisions that are open: the state tells all only where they are few. */
+const whole = new Map();
 let all = false;
 let last = null;
 let seen = null;
+
+async function complete(id) {
+  whole.set(id, null);
+  const found = await decision(id);
+  if (found === null) return;
+  whole.set(id, found.considered);
+  draw();
+}
+
+function withAll(one) {
+  if (!open.decision.has(one.id) || one.considered.length >= one.candidates) return one;
+  if (!whole.has(one.id)) complete(one.id);
+  return { ...one, considered: whole.get(one.id) ?? one.considered };
+}
 
 function draw() {
   const state = last;
@@ -24,7 +40,7 @@ function draw() {
   at("alarms").hidden = !alarms.length;
   show(at("tokens"), overview.tokens(state));
   show(at("replicas"), replicas.table(state, open.replica));
-  show(at("decisions"), decisions.table(state.decisions, open.decision, all));
+  show(at("decisions"), decisions.table(state.decisions.map(withAll), open.decision, all));
   at("all").hidden = state.decisions.length <= decisions.FEW;
   at("all").textContent = all ? `Show the newest ${decisions.FEW}` : `Show all ${state.decisions.length}`;
   at("all").setAttribute("aria-expanded", String(all));
@@ -76,6 +92,7 @@ at("main").addEventListener("click", (event) => {
   if (!row || !getSelection().isCollapsed) return;
   const kind = "decision" in row.dataset ? "decision" : "replica";
   const name = row.dataset[kind];
+  whole.delete(name);
   if (!open[kind].delete(name)) open[kind].add(name);
   draw();
 });

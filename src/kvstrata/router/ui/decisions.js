@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import * as format from "./format.js";
 import { appraisalOf, firstToken, foreseen, gross, SOURCES, TERMS } from "./terms.js";
 
-const MOST_CANDIDATES = 16;
+const MOST_CANDIDATES = 64;
 /** Decisions that are shown before all are asked for. */
 export const FEW = 12;
 const REASONS = {

@@ -19,6 +19,23 @@ async function text(answer) {
   }
 }
 
+const ask = (path) =>
+  fetch(path, {
+    headers: key.get() ? { authorization: `Bearer ${key.get()}` } : {},
+    cache: "no-store",
+    signal: AbortSignal.timeout(LONGEST),
+  });
+
+/** All of one decision; null when it is forgotten or the router does not answer. */
+export async function decision(id) {
+  try {
+    const answer = await ask(`admin/decisions/${encodeURIComponent(id)}`);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 /** `{kind, ...}`: "state" with `state`, "key" with `message` (one is wanted), or "gone" with `message`. */
 export async function read() {
   const shown = key.get();
@@ -28,11 +45,7 @@ export async function read() {
     return { kind: "key", message: "A key has letters, digits and signs of ASCII only.", refused: true };
   }
   try {
-    const answer = await fetch("admin/state", {
-      headers: shown ? { authorization: `Bearer ${shown}` } : {},
-      cache: "no-store",
-      signal: AbortSignal.timeout(LONGEST),
-    });
+    const answer = await ask("admin/state");
     if (answer.status === 401 || answer.status === 403) {
       key.drop();
       return { kind: "key", message: await text(answer), refused: shown !== null };
