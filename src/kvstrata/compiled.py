@@ -1,8 +1,12 @@
 """Functions compiled with numba, typed for the rest of the program as what they are written as."""
 
+import hashlib
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,13 +28,36 @@ class Kept(Enum):
 def compiled(function: Function) -> Function:
     """Compile at the first call, without the GIL; later processes take it from numba's cache.
 
-    The cache knows only the file of the function itself. Where a compiled function calls another one of
-    another file, both files have to be touched for a change of the latter to be seen.
+    The cache holds what was compiled of the same text: of the function's module and of all of ours that its
+    functions come from. numba itself looks at the time and size of one file.
     """
     try:
-        return cast(Function, numba.njit(function, nogil=True, cache=True, error_model="numpy"))
+        made = numba.njit(function, nogil=True, cache=True, error_model="numpy")
     except RuntimeError:  # no directory that the cache could be written to
         return cast(Function, numba.njit(function, nogil=True, error_model="numpy"))
+    file = getattr(made._cache, "_cache_file", None)
+    if file is not None and hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _text_of(function.__module__))
+    return cast(Function, made)
+
+
+def _text_of(module: str) -> str:
+    """A digest of a module's text and of that of all modules of ours that it takes functions from."""
+    mine = module.partition(".")[0]
+    found: dict[str, bytes] = {}
+    left = [module]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        loaded = sys.modules[name]
+        found[name] = Path(loaded.__file__).read_bytes() if loaded.__file__ else b""
+        for value in vars(loaded).values():
+            # A class cannot be called in compiled code; a compiled function is no plain one any more.
+            callable_there = isinstance(value, FunctionType) or hasattr(value, "py_func")
+            if callable_there and str(value.__module__).partition(".")[0] == mine:
+                left.append(value.__module__)
+    return hashlib.sha256(b"\0".join(found[name] for name in sorted(found))).hexdigest()
 
 
 def kept(modules: Iterable[str]) -> Kept:
