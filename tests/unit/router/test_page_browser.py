@@ -1,58 +1,25 @@
 """The page in a real browser: before a real router, and with states that are made by hand."""
 
 import asyncio
-import json
-import os
 import random
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
-from page_state import appraisal, decision, drifting, replica, sample
+from page_browser import STATE, devtools_of_a_browser, nothing_is_wrong, shown, tab
+from page_state import decision, drifting, replica, sample
 from router_lab import Wire, ask, fleet, get, run, until
 from stub_engine import StubEngine
 
-from kvstrata.router.sources import sources_of
-from kvstrata.routing.decision import Appraisal
-from lab.browser import Browser, Page, executable, launched
-
-STATE = "/admin/state"
+__all__ = ["devtools_of_a_browser"]  # a fixture
 HURT = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
 FIRST_ROW = ".decisions > tbody > tr:first-child"
-
-
-@pytest.fixture(scope="module")
-def devtools() -> Iterator[str]:
-    if executable() is None:
-        if os.environ.get("CI"):
-            pytest.fail("continuous integration needs chromium; .ci/run installs it")
-        pytest.skip("there is no Chromium here; on Debian: apt-get install chromium")
-    with launched() as url:
-        yield url
-
-
-@asynccontextmanager
-async def tab(devtools: str, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
-    async with Browser.at(devtools) as browser, browser.page() as page:
-        await page.size(width, height)
-        yield page
-
-
-@asynccontextmanager
-async def shown(devtools: str, state: Any, status: int = 200) -> AsyncIterator[Page]:
-    """The page, which is told that `state` is the router's."""
-    async with fleet(StubEngine("a")) as router, tab(devtools) as page:
-        page.answers[STATE] = (status, state)
-        await page.intercept(STATE)
-        await page.go(f"http://127.0.0.1:{router.port}/ui")
-        yield page
 
 
 @contextmanager
@@ -98,12 +65,6 @@ async def stream(router: SimpleNamespace, prompt: list[int]) -> dict[str, str]:
     wire.close()
     assert got.status == 200 and got.whole
     return got.headers
-
-
-def nothing_is_wrong(page: Page) -> None:
-    assert page.complaints == []
-    origins = {url.split("/ui")[0].split("/admin")[0] for url in page.requests}
-    assert len(origins) == 1 and origins.pop().startswith("http://127.0.0.1:")
 
 
 def test_the_page_follows_a_real_router_until_it_dies(devtools: str, tmp_path: Path) -> None:
@@ -363,65 +324,5 @@ def test_an_empty_router_is_shown(devtools: str) -> None:
                 "document.getElementById('replicas').innerText.includes('no replicas')"
             )
             nothing_is_wrong(page)
-
-    run(go())
-
-
-FORMATS = [
-    ("count(0)", "0"),
-    ("count(9876)", "9\u202f876"),
-    ("count(48213)", "48.2\u00a0K"),
-    ("count(999960)", "1.00\u00a0M"),
-    ("count(null)", "\u2013"),
-    ("tokens(1234567)", "1.23\u00a0M\u00a0tok"),
-    ("bytes(0)", "0\u00a0B"),
-    ("bytes(1023)", "1023\u00a0B"),
-    ("bytes(1536)", "1.50\u00a0KiB"),
-    ("bytes(1024 ** 3)", "1.00\u00a0GiB"),
-    ("bytes(1024 ** 3 - 1)", "1.00\u00a0GiB"),
-    ("seconds(0)", "0\u00a0s"),
-    ("seconds(0.00042)", "0.42\u00a0ms"),
-    ("seconds(0.0341)", "34.1\u00a0ms"),
-    ("seconds(0.9999)", "1.00\u00a0s"),
-    ("seconds(-0.5)", "-500\u00a0ms"),
-    ("seconds(200)", "3\u00a0min\u00a020\u00a0s"),
-    ("seconds(undefined)", "\u2013"),
-    ("long(0.2)", "0\u00a0s"),
-    ("long(60)", "1\u00a0min"),
-    ("long(90061)", "1\u00a0d\u00a01\u00a0h"),
-    ("share(0)", "0\u00a0%"),
-    ("share(0.001)", "<1\u00a0%"),
-    ("share(0.999)", ">99\u00a0%"),
-    ("share(1)", "100\u00a0%"),
-    ("factor(0)", "\u00d71.00"),
-    ("factor(Math.log(12.5))", "\u00d712.5"),
-]
-
-
-def test_numbers_and_terms_are_what_they_are_in_python(devtools: str) -> None:
-    draw = random.Random(5)
-    cases = []
-    for _ in range(300):
-        tokens = draw.randrange(1, 20_000)
-        one = appraisal(draw, "a", tokens, draw.choice([0, 0.3, 0.9, 1.0]))
-        one["terms"]["overlap"] = draw.choice([0.0, 0.004])
-        cases.append((one, tokens))
-
-    async def go() -> None:
-        async with fleet() as router, tab(devtools) as page:
-            await page.go(f"http://127.0.0.1:{router.port}/ui")
-            asked = ", ".join(f"f.{call}" for call, _ in FORMATS)
-            got = await page.value(f"import('/ui/format.js').then((f) => [{asked}])")
-            assert got == [wanted for _, wanted in FORMATS]
-            got = await page.value(
-                f"import('/ui/terms.js').then((t) => {json.dumps(cases)}"
-                ".map(([one, tokens]) => [t.firstToken(one), t.foreseen(one, tokens)]))"
-            )
-        for (one, tokens), (first, parts) in zip(cases, got, strict=True):
-            known = msgspec.convert(one, Appraisal)
-            assert first == pytest.approx(known.terms.first_token)
-            wanted = sources_of(known, tokens, None)
-            for name in ("device", "memory", "storage", "computed"):
-                assert abs(parts[name] - getattr(wanted, name)) <= 1, (name, one, tokens)
 
     run(go())
