@@ -104,7 +104,7 @@ class HonestEngine(StubEngine):
             await super()._answer(seen, writer)
             return
         prompt, count = asked.get("prompt"), asked.get("max_tokens", 4)
-        cached = self._cache(prompt) if isinstance(prompt, list) else 0
+        cached = self.hold(prompt) if isinstance(prompt, list) else 0
         usage = {"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": cached}}
         if not asked.get("stream"):
             choice = {"index": 0, "text": text_for(prompt, count), "finish_reason": "length"}
@@ -124,20 +124,30 @@ class HonestEngine(StubEngine):
         writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
         await writer.drain()
 
-    def _cache(self, prompt: list[int]) -> int:
+    def hold(self, prompt: list[int]) -> int:
         """Tokens of it that were cached; from now on all its whole blocks are."""
-        hashes = list(HASHER.hashes(prompt))
-        found = 0
-        while found < len(hashes) and hashes[found] in self.held:
-            found += 1
-        new = hashes[found:]
+        cached = self.cached_of(prompt)
+        new = [one for one in HASHER.hashes(prompt) if one not in self.held]
         self.held.update(new)
         if new and self.publisher is not None:
             names = [low_bits(one) for one in new]
             event = {"type": "BlockStored", "parent_block_hash": None, "token_ids": []}
             event |= {"block_size": 0, "lora_id": None, "medium": "GPU", "group_idx": 0}
             self.publisher.publish([{**event, "block_hashes": names}])
-        return min(found, (len(prompt) - 1) // BLOCK) * BLOCK  # the last token is always computed
+        return cached
+
+    def cached_of(self, prompt: list[int]) -> int:
+        """Tokens of a prompt that need not be computed: never the last one."""
+        hashes = list(HASHER.hashes(prompt))
+        found = 0
+        while found < len(hashes) and hashes[found] in self.held:
+            found += 1
+        return min(found, (len(prompt) - 1) // BLOCK) * BLOCK
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self.publisher is not None:
+            self.publisher.close()
 
     def fail(self, status: int) -> None:
         """Answer `status` to everything, or 0: answer again."""

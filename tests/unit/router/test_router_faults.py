@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from honest_engine import streamed_text, text_for
 from router_lab import Got, post, run
 from router_machine import Machine
 
+from kvstrata.router.preparing import warm
+
 MIB = 1 << 20
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 
@@ -30,6 +33,17 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    warm()
+
+
+@pytest.fixture
+def ends() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="kv") as directory:
+        yield f"ipc://{directory}"
 
 
 def judge(body: dict[str, Any], got: Got) -> str:
@@ -130,7 +144,8 @@ def test_replicas_that_die_freeze_and_fail_under_load_never_answer_wrongly(
 ) -> None:
     children: list[Any]
     children, ports = map(list, zip(*[machine.honest(name) for name in "abc"], strict=True))
-    machine.settings += "engine_keepalive = 0.5\n"
+    settings = machine.settings.replace("timeout = 0.5", "timeout = 2")
+    machine.settings = settings + "engine_keepalive = 0.5\n"
     machine.route(*ports)
     users = Users(machine, 16)
 
@@ -170,6 +185,7 @@ def test_replicas_that_die_freeze_and_fail_under_load_never_answer_wrongly(
 
 def test_a_slow_replica_is_used_and_right(machine: Machine) -> None:
     ports = [machine.honest("a")[1], machine.honest("b", slow=0.3)[1]]
+    machine.settings = machine.settings.replace("timeout = 0.5", "timeout = 20")
     machine.route(*ports)
 
     async def go() -> None:
@@ -186,11 +202,16 @@ def test_a_slow_replica_is_used_and_right(machine: Machine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_router_that_is_restarted_under_load_answers_nothing_wrongly(
-    machine: Machine, number: signal.Signals
+    machine: Machine, ends: str, number: signal.Signals
 ) -> None:
-    ports = [machine.honest(name)[1] for name in "ab"]
+    """And soon knows again what the engines hold."""
+    ports = [
+        machine.honest(name, events=f"{ends}/{name}", replay=f"{ends}/{name}r")[1] for name in "ab"
+    ]
     machine.settings += f'state = "{machine.directory}/learned.json"\n'
-    machine.settings = machine.settings.replace("round-robin", "seconds").replace("0.3", "2")
+    # Nobody is down here: a busy machine must not look as if.
+    settings = machine.settings.replace("timeout = 0.5", "timeout = 20")
+    machine.settings = settings.replace("round-robin", "seconds").replace("0.3", "2")
     machine.route(*ports)
     users = Users(machine, 12)
 
@@ -209,8 +230,25 @@ def test_a_router_that_is_restarted_under_load_answers_nothing_wrongly(
         if number == signal.SIGTERM:
             assert ended.returncode == 0 and not users.ends["cut"]
         await well(machine, *ports)
+        body = {"prompt": [*range(100)]}
+        found = (-1, 0)
+        while found != (96, 96):
+            got = await machine.ask(body)
+            assert judge(body, got) == "right"
+            found = await foreseen_and_cached(machine, got)
 
     run(go(), 120)
+
+
+async def foreseen_and_cached(machine: Machine, got: Got) -> tuple[int, int]:
+    """Tokens that the chosen replica was said to hold, and that it said it had."""
+    path = f"/v1/route/decisions/{got.headers['x-kvstrata-decision']}"
+    while (record := (await machine.get(path)).json)["outcome"] is None:
+        await asyncio.sleep(0.02)
+    chosen = next(one for one in record["considered"] if one["replica"] == record["chosen"])
+    return (chosen["reuse"] or {"device": {"tokens": -1}})["device"]["tokens"], record["outcome"][
+        "cached_tokens"
+    ]
 
 
 def test_thousand_silent_and_half_asking_clients_keep_nobody_out(machine: Machine) -> None:
