@@ -34,7 +34,7 @@ from lab.server import ServerError
 
 DIRECTORY = report.BUILD / "demo-fleet"
 POLICIES = (OURS, "round-robin", "tier-weighted")
-BUSY = 0.6
+BUSY = 0.4
 """Share of what the engines can compute that the load's new tokens take, if none is computed twice."""
 CALIBRATION_TOKENS = 2000
 LEAST_PACE, MOST_PACE = 0.5, 6.0

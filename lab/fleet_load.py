@@ -32,16 +32,16 @@ class Scale:
         document_tokens: length of each.
     """
 
-    applications: int = 3
-    users: int = 8
+    applications: int = 5
+    users: int = 6
     system_tokens: tuple[int, int] = (1500, 2000)
-    turns: tuple[int, int] = (3, 5)
+    turns: tuple[int, int] = (2, 4)
     message_tokens: tuple[int, int] = (130, 300)
     answer_tokens: int = 12
     think_seconds: tuple[float, float] = (0.3, 4.0)
-    burst_seconds: float = 4.0
+    burst_seconds: float = 2.0
     apart_seconds: float = 8.0
-    documents: int = 6
+    documents: int = 4
     document_tokens: tuple[int, int] = (3500, 4500)
 
 
