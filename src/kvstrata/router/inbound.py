@@ -174,11 +174,18 @@ class RequestReader:
         expects = (value_of(incoming.headers, b"expect") or b"").lower() == b"100-continue"
         self.expects = expects and request.persistent
         try:
+            self._check_version()
             self._check_framing(request, measured)
             self._rules.check(request)
         except RefusedError as refusal:
             incoming.refusal = refusal
             refusal.close |= expects  # the client waits for our word and sends no body
+
+    def _check_version(self) -> None:
+        # The parser knows others too, which differ in where a message ends.
+        if (version := self._parser.get_http_version()) not in ("1.0", "1.1"):
+            text = f"The router speaks HTTP/1.1, not HTTP/{version}."
+            raise bad_request("malformed_http", text, close=True)
 
     def _check_framing(self, request: Request, measured: int) -> None:
         settings = self._rules.settings()

@@ -63,6 +63,8 @@ SMUGGLED = b"GET /admin/replicas HTTP/1.1\r\nhost: x\r\n\r\n"
         HEAD + b"transfer-encoding: chunked\r\n\r\n2;a\n{}\r\n0\r\n\r\n" + SMUGGLED,
         HEAD + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\n{}" + SMUGGLED,
         b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n" + SMUGGLED,
+        b"POST /v1/completions HTTP/2.0\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" + SMUGGLED,
+        b"POST /v1/completions HTTP/0.9\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" + SMUGGLED,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
     ],
 )
