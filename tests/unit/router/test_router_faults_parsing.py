@@ -5,17 +5,22 @@ can be hidden in a request from one of them. The bytes are put together from pie
 and such as requests are smuggled with.
 """
 
+import asyncio
+import contextlib
 import itertools
 import os
 from dataclasses import dataclass
 
 import h11
+from honest_engine import HonestEngine
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from router_lab import Wire, ask, fleet, run, until
 
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.inbound import Request, RequestReader
 from kvstrata.router.refusals import RefusedError
+from kvstrata.router.service import Router
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 CONFIG = RouterConfig.parse({"max_head": "16KiB", "max_body": "1MiB"})
@@ -202,3 +207,36 @@ def test_right_requests_are_all_read(bodies: list[bytes], chunked: bool, cuts: l
     data = b"".join(_framed(body, chunked, [3, 1, 20]) for body in bodies)
     found, ended = by_router(data, cuts)
     assert [one.body for one in found] == bodies and not ended
+
+
+@settings(max_examples=8 * MORE)
+@given(
+    batch=st.lists(
+        st.lists(st.one_of(RIGHT, WILD, st.just(HIDDEN)), max_size=3).map(b"".join),
+        min_size=12,
+        max_size=12,
+    )
+)
+def test_engines_see_nothing_malformed_and_nothing_stays(batch: list[bytes]) -> None:
+    async def one(router: Router, data: bytes) -> None:
+        wire = await Wire.open(router)
+        with contextlib.suppress(ConnectionError):
+            await wire.send(data + b"\r\n\r\n" * 2)
+            async with asyncio.timeout(20):
+                answer = await wire.reader.read()  # it is closed, at the latest when nothing comes
+            assert not answer or answer.startswith(b"HTTP/1.1 ")
+            assert b"HTTP/1.1 500" not in answer
+        wire.close()
+
+    async def go() -> None:
+        engine = HonestEngine("a")
+        times = {"head_timeout": 0.3, "body_timeout": 0.3, "keepalive": 0.3}
+        async with fleet(engine, **times) as router:
+            await asyncio.gather(*[one(router, data) for data in batch])
+            assert (await ask(router, {"prompt": "x"})).status == 200
+            await until(lambda: not router.application.clients.connections)
+            assert router.application.clients.buffered == 0
+            assert router.application.replicas.get("a").in_flight == 0
+            assert engine.malformed == 0
+
+    run(go())
