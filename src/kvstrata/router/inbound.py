@@ -103,12 +103,10 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            if self.found:
-                self._release(self.found.pop())  # the rest is written in another protocol
-            self.broken = bad_request("upgrade", "The router speaks HTTP/1.1 only.", close=True)
+            pass  # it was refused with its head, and what follows is written in another protocol
         except httptools.HttpParserError as error:
             text = f"This is not a request in HTTP/1.1: {error}."
-            self.broken = bad_request("malformed_http", text, close=True)
+            self.broken = self.broken or bad_request("malformed_http", text, close=True)
         incoming = self._incoming
         limit = self._rules.settings().max_head
         if self.broken is None:
@@ -133,10 +131,6 @@ class RequestReader:
         """Let go of a request that is read in part."""
         self._drop_pieces()
         self._incoming = _Incoming()
-
-    def _release(self, one: Request | RefusedError) -> None:
-        if isinstance(one, Request):
-            self._rules.buffered -= len(one.body)
 
     def _drop_pieces(self) -> None:
         self._rules.buffered -= sum(map(len, self._incoming.pieces))
@@ -174,14 +168,16 @@ class RequestReader:
         expects = (value_of(incoming.headers, b"expect") or b"").lower() == b"100-continue"
         self.expects = expects and request.persistent
         try:
-            self._check_version()
+            self._check_protocol()
             self._check_framing(request, measured)
             self._rules.check(request)
         except RefusedError as refusal:
             incoming.refusal = refusal
             refusal.close |= expects  # the client waits for our word and sends no body
 
-    def _check_version(self) -> None:
+    def _check_protocol(self) -> None:
+        if self._parser.should_upgrade():
+            raise bad_request("upgrade", "The router speaks HTTP/1.1 only.", close=True)
         # The parser knows others too, which differ in where a message ends.
         if (version := self._parser.get_http_version()) not in ("1.0", "1.1"):
             text = f"The router speaks HTTP/1.1, not HTTP/{version}."
