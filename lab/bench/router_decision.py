@@ -17,9 +17,10 @@ import numpy.typing as npt
 import uvloop
 
 from kvstrata.chunks.block_hashes import BlockHasher, low_bits
+from kvstrata.events.follower import Status
 from kvstrata.events.stream import Trust
 from kvstrata.fleet.fleet import Fleet
-from kvstrata.fleet.replica import Address
+from kvstrata.fleet.replica import Address, Rank
 from kvstrata.router.asking import ask
 from kvstrata.router.config import parse_replica
 from kvstrata.router.fleet_chooser import FleetChooser
@@ -34,6 +35,7 @@ from lab.bench.router_prompts import IDS, TAIL, body, listed
 TOKENS, REPLICAS, BLOCK = 1 << 17, 64, 16
 EACH = 5
 """Choices of one kind in a round."""
+_FOLLOWED = Status(Trust.SYNCED, "", level_at=None)
 _NONE = np.empty(0, np.uint64)
 _KINDS = (("full", 0), ("window", 128), ("state", 0))
 Ids = npt.NDArray[np.uint32]
@@ -43,9 +45,9 @@ Samples = dict[str, list[float]]
 class Filled(Fleet):
     """A fleet whose index is what the bench put there."""
 
-    def trust(self, name: str) -> tuple[Trust, str]:
+    def status(self, rank: Rank) -> Status:
         """As of a replica whose events are followed without a gap."""
-        return Trust.SYNCED, ""
+        return _FOLLOWED
 
 
 class Cost(NamedTuple):

@@ -139,6 +139,22 @@ class Fleet:
         worst = min(found, key=lambda status: _ORDER.index(status.trust))
         return worst.trust, worst.reason
 
+    def standing(self, replica: Replica, now: float) -> tuple[Trust, float]:
+        """The least trust of a replica's ranks, and the longest time since one was heard of.
+
+        Args:
+            replica: that is followed, or was until now.
+            now: by the fleet's clock, seconds.
+        """
+        first = self.status(replica.ranks[0])
+        trust, lag = first.trust, first.lag(now)
+        for rank in replica.ranks[1:]:
+            status = self.status(rank)
+            lag = max(lag, status.lag(now))
+            if _ORDER.index(status.trust) < _ORDER.index(trust):
+                trust = status.trust
+        return trust, lag
+
     @property
     def settled(self) -> bool:
         """Whether nothing is being caught up with."""

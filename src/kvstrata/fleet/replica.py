@@ -77,11 +77,21 @@ class Rank:
     unlike: int = 0
     _learned: Learned = field(default_factory=Learned)
     _batches: int = 0
+    _looks: int = 0
+    _facts: tuple[int, EngineFacts | None] = (-1, None)
 
     @property
     def facts(self) -> EngineFacts | None:
         """What the engine told, or else what its events tell; None while that is not enough."""
-        return self.told or self._learned.facts(self.recipe)[0]
+        if self.told is not None:
+            return self.told
+        # Every request asks, and from another thread than the one that looks: what was made of a batch
+        # that came meanwhile bears an earlier number, and is made again.
+        looks, (made, facts) = self._looks, self._facts
+        if made != looks:
+            facts = self._learned.facts(self.recipe)[0]
+            self._facts = looks, facts
+        return facts
 
     @property
     def ignorance(self) -> str:
@@ -93,6 +103,7 @@ class Rank:
         self.told = self.recipe = None
         self.sampled = self.unlike = self._batches = 0
         self._learned = Learned()
+        self._looks += 1
 
     def look(self, batch: Batch, payload: bytes, known: Iterable[Recipe]) -> None:
         """Learn from a batch, if it is its turn.
@@ -111,6 +122,7 @@ class Rank:
         due = self.sampled < SAMPLES or self._batches % SAMPLED == 0
         if due and _begins_a_prompt(batch):
             self._sample(payload, known)
+        self._looks += 1
 
     def findings(self) -> Iterable[Finding]:
         """What this rank alone shows to be wrong."""
@@ -166,7 +178,11 @@ class Replica:
     @property
     def facts(self) -> EngineFacts | None:
         """Of the first rank that has any; ranks are alike."""
-        return next((rank.facts for rank in self.ranks if rank.facts), None)
+        for rank in self.ranks:
+            facts = rank.facts
+            if facts is not None:
+                return facts
+        return None
 
 
 def _begins_a_prompt(batch: Batch) -> bool:

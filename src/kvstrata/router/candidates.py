@@ -1,7 +1,7 @@
 """Replicas as a policy compares them: with what the fleet's index says each holds of a prompt."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,8 +57,12 @@ class Candidates:
 
     def recipes(self) -> list[Recipe]:
         """How the followed engines make hashes, each recipe once."""
-        models = [self._model(replica) for replica in self._fleet.replicas]
-        return list(dict.fromkeys(model.recipe for model in models if model is not None))
+        found: list[Recipe] = []
+        for replica in self._fleet.replicas:
+            model = self._model(replica)
+            if model is not None and model.recipe not in found:
+                found.append(model.recipe)
+        return found
 
     def forget(self, replica: str) -> None:
         """It is not followed any more."""
@@ -90,11 +94,10 @@ class Candidates:
         answers: dict[tuple[int, int], FleetReuse],
         now: float,
     ) -> Candidate:
-        plain = candidate(replica)
         followed = self._followed(replica.name)
         model = self._model(followed) if followed is not None else None
         if followed is None or model is None or model.query is None:
-            return plain
+            return candidate(replica)
         hashes = read.hashes(replica.name, model.recipe)
         reuse, detail = None, None
         if hashes is not None:
@@ -103,18 +106,18 @@ class Candidates:
                 answer = model.query.ask(index, hashes, view.tokens or 0, load_cap=view.load_cap)
                 answers[id(model.query), id(hashes)] = answer
             reuse, detail = _poorest(answer, followed.ranks)
-        trust, _ = self._fleet.trust(replica.name)
+        trust, age = self._fleet.standing(followed, now)
+        load = replica.load
         return Candidate(
-            name=plain.name,
-            waiting=plain.waiting,
-            running=plain.running,
-            in_flight=plain.in_flight,
-            in_flight_tokens=plain.in_flight_tokens,
-            capacity=plain.capacity,
+            name=replica.name,
+            waiting=0 if load is None else load.waiting,
+            running=0 if load is None else load.running,
+            in_flight=replica.in_flight,
+            in_flight_tokens=replica.tokens,
             reuse=reuse,
             detail=detail,
             trust=BELIEVED[trust] * self._drift.trust(replica.name),
-            index_age=max(self._fleet.status(rank).lag(now) for rank in followed.ranks),
+            index_age=age,
             ends_only=model.ends_only,
         )
 
@@ -130,10 +133,16 @@ class Candidates:
         if facts is None:
             return None
         model = self._models.get(followed.name)
-        if model is None or (model.facts is not facts and model.facts != facts):
-            query = self._query(facts)
-            windowed = query is not None and any(group.windowed for group in query.shape.groups)
-            model = self._models[followed.name] = _Model(facts, Recipe.of(facts), query, windowed)
+        if model is not None and model.facts is facts:
+            return model
+        if model is not None and model.facts == facts:
+            model.facts = facts  # told again, as with every snapshot
+            return model
+        query, recipe = self._query(facts), Recipe.of(facts)
+        # One object for all that are equal is found without comparing what it holds.
+        recipe = next((one.recipe for one in self._models.values() if one.recipe == recipe), recipe)
+        windowed = query is not None and any(group.windowed for group in query.shape.groups)
+        model = self._models[followed.name] = _Model(facts, recipe, query, windowed)
         return model
 
     def _query(self, facts: EngineFacts) -> ReuseQuery | None:
@@ -148,10 +157,14 @@ class Candidates:
         return found
 
 
-def _poorest(answer: FleetReuse, ranks: Sequence[Rank]) -> tuple[Reuse, partial[Reuse]]:
+def _poorest(answer: FleetReuse, ranks: Sequence[Rank]) -> tuple[Reuse, Callable[[], Reuse] | None]:
     """Which of its ranks takes a request is the engine's to say: what the poorest has is certain."""
-    brief = answer.brief
     number = ranks[0].number
-    if len(ranks) > 1:
-        number = min((one.number for one in ranks), key=lambda one: brief[one].storage.tokens)
-    return brief[number], partial(answer.of, number)
+    reuse = answer.brief(number)
+    for rank in ranks[1:]:
+        other = answer.brief(rank.number)
+        if other.storage.tokens < reuse.storage.tokens:
+            number, reuse = rank.number, other
+    # Where nothing is loaded, there is no more to tell.
+    loads = reuse.storage is not reuse.device
+    return reuse, partial(answer.of, number) if loads else None

@@ -63,18 +63,26 @@ class FleetReuse:
         found: Numbers = np.einsum("tsgr,g->tsr", self.blocks, sizes)
         return found
 
+    def brief(self, replica: int) -> decision.Reuse:
+        """One replica's, as policies take it, but without `Reach.loads`."""
+        device, memory, storage = (column[replica] for column in self._tokens)
+        more = most = reach = decision.Reach(device)
+        if storage > device:
+            alone, passing, stored = (column[replica] for column in self._bytes)
+            if memory > device:
+                more = most = decision.Reach(memory, alone)
+            if storage > memory:
+                most = decision.Reach(storage, passing, stored)
+        return decision.Reuse(reach, more, most)
+
     @cached_property
-    def brief(self) -> list[decision.Reuse]:
-        """By replica, as policies take it, but without `Reach.loads`."""
+    def _tokens(self) -> list[list[int]]:
+        return [self.device.tolist(), self.memory.tolist(), self.storage.tolist()]
+
+    @cached_property
+    def _bytes(self) -> list[list[int]]:
         loaded = self.loaded_bytes
-        columns = self.device, self.memory, self.storage, loaded[0, 0], loaded[1, 0], loaded[1, 1]
-        found = []
-        for device, memory, storage, alone, passing, stored in np.stack(columns, 1).tolist():
-            reach = decision.Reach(device)
-            more = decision.Reach(memory, alone) if memory > device else reach
-            most = decision.Reach(storage, passing, stored) if storage > memory else more
-            found.append(decision.Reuse(reach, more, most))
-        return found
+        return [loaded[0, 0].tolist(), loaded[1, 0].tolist(), loaded[1, 1].tolist()]
 
     def of(self, replica: int) -> decision.Reuse:
         """One replica's, as policies take it."""

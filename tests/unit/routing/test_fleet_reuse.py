@@ -108,7 +108,7 @@ def without_loads(reuse: Reuse) -> Reuse:
     )
 
 
-@settings(max_examples=600 * MORE, deadline=None)
+@settings(max_examples=250 * MORE, deadline=None)
 @given(cases())
 def test_all_at_once_is_each_alone(case) -> None:
     shape, tokens, hashes, replicas, shared, mounted, cap, before = case
@@ -117,7 +117,10 @@ def test_all_at_once_is_each_alone(case) -> None:
     for number, held, mounts in zip(numbers, replicas, mounted, strict=True):
         plain = find_reuse(shape, hashes, tokens, reachable(held, shared, mounts), cap)
         fast = answer.of(number)
-        assert answer.brief[number] == without_loads(fast)
+        brief = answer.brief(number)
+        assert brief == without_loads(fast)
+        # Where one object stands for all reaches, nothing is loaded, and nobody need ask what.
+        assert brief.storage is not brief.device or brief == fast
         for mine, theirs in (
             (fast.device, plain.device),
             (fast.memory, plain.memory),
