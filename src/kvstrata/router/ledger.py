@@ -137,10 +137,13 @@ class Ledger:
         self._records[record.decision.id] = record
         self._whole.append(record)
         self._appraisals += record.considered
-        while self._appraisals > self._most_appraisals or len(self._whole) > self._most:
-            self._shorten(self._whole.popleft())
         while len(self._records) > self._most:
             self._records.popitem(last=False)
+        while self._appraisals > self._most_appraisals or len(self._whole) > self._most:
+            oldest = self._whole.popleft()
+            self._appraisals -= oldest.considered
+            if self._records.get(oldest.decision.id) is oldest:
+                self._shorten(oldest)
 
     def ended(self, identity: str, ending: Ending) -> None:
         """An attempt is over. One whose decision is forgotten is no error."""
@@ -157,8 +160,8 @@ class Ledger:
         for record, _ in zip(reversed(self._records.values()), range(count), strict=False):
             yield record
 
-    def _shorten(self, record: Record) -> None:
-        self._appraisals -= record.considered
+    @staticmethod
+    def _shorten(record: Record) -> None:
         decision = record.decision
         kept = decision.appraisals.only((decision.chosen, decision.runner_up))
         record.decision = msgspec.structs.replace(decision, appraisals=kept)
