@@ -149,19 +149,24 @@ class FleetChooser(PolicyChooser):
 
     async def view(self, asked: Asked) -> RequestView:
         """See `Chooser`."""
-        view = await super().view(asked)
         if not self._started:
-            unread: RequestView = msgspec.structs.replace(view, doubt=_NOT_STARTED)
-            return unread
+            unread = await super().view(asked)
+            told: RequestView = msgspec.structs.replace(unread, doubt=_NOT_STARTED)
+            return told
         read = await self._reading.read(asked, self._candidates.recipes() or [UNKNOWN])
-        plain = {name: getattr(view, name) for name in view.__struct_fields__}
-        plain["doubt"] = read.prompt.doubt
-        if read.prompt.tokens is not None:
-            plain["tokens"] = len(read.prompt.tokens)
-            some = read.some()
-            if some is not None:
-                plain["prefix"], plain["prefix_tokens"] = some
-        return PromptView(**plain, read=read)
+        prompt = read.prompt
+        some = read.some()
+        return PromptView(
+            id=asked.id,
+            tokens=None if prompt.tokens is None else len(prompt.tokens),
+            prefix=None if some is None else some[0],
+            prefix_tokens=16 if some is None else some[1],
+            session=asked.session,
+            model=asked.fields.model or "",
+            arrival=asked.request.arrived,
+            doubt=prompt.doubt,
+            read=read,
+        )
 
     def choose(self, view: RequestView, replicas: Sequence[Replica], now: float) -> Decision:
         """See `Chooser`."""

@@ -93,7 +93,10 @@ class PromptReader:
             prompt = self._read(asked, believed)
         except (ValueError, RecursionError) as error:
             return Prompt(None, salt, f"the request is not understood: {error}")
-        return replace(prompt, salt=salt, cached=not _asks_of_the_prompt(fields))
+        cached = not _asks_of_the_prompt(fields)
+        if salt is None and cached:
+            return prompt
+        return replace(prompt, salt=salt, cached=cached)
 
     def text(self, text: str, *, special: bool) -> Tokens | None:
         """Token ids of a text; None without a tokenizer."""

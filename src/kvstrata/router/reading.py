@@ -1,11 +1,13 @@
 """From a request to what an index is asked by: its token ids and their block hashes.
 
 Prompts are read, tokenized and hashed in one thread of their own, so that the loop goes on passing tokens
-meanwhile. What the files at hand do not give, an engine is asked for.
+meanwhile. Only few token ids are read on the loop itself: that takes less than to wake the thread. What the
+files at hand do not give, an engine is asked for.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,15 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvstrata.chunks import block_hashes
-from kvstrata.chunks.block_hashes import KnownPrefixes
+from kvstrata.chunks.block_hashes import KnownPrefixes, low_bits
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
 from kvstrata.router.files import ModelFiles, load_files
 from kvstrata.router.health import State
-from kvstrata.router.ids import warm
+from kvstrata.router.ids import ready, warm
 from kvstrata.router.models import Adapter, Sources, adapters
-from kvstrata.router.prompts import Prompt, PromptReader
+from kvstrata.router.prompts import COMPLETIONS, EMBEDDINGS, Prompt, PromptReader
 from kvstrata.router.replicas import Replica
 from kvstrata.router.tokenizing import EngineTokenizer, UntoldError
 from kvstrata.routing.decision import Hashes
@@ -29,6 +31,17 @@ from kvstrata.routing.decision import Hashes
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Keys = Callable[..., Hashes]
+"""A prompt's block hashes; see `KnownPrefixes.keys`."""
+
+AT_ONCE = 250e-6
+"""Seconds for which token ids may hold up the loop."""
+_HASH = {"sha256": 0.5e-6, "sha256_cbor": 0.5e-6}
+_OTHER_HASH = 2.5e-6
+"""Seconds of a block's hash, generously; only the kinds above are compiled."""
+_IDS = re.compile(rb"\s*\[\s*[0-9]")
+_SHORTEST_ID = 2
+"""Bytes of a token id in a body, with its comma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,8 @@ class Reading:
         self, files: ModelFiles | None = None, engine: EngineTokenizer | None = None
     ) -> None:
         self._thread = ThreadPoolExecutor(1, "kvstrata-prompts")
-        self._hashers: dict[Recipe, KnownPrefixes | None] = {}
+        self._known = _Hashers(lambda recipe: KnownPrefixes(recipe.hasher()).keys)
+        self._at_once = _Hashers(_plain_keys)
         self._replicas: dict[str, Replica] = {}
         self._engine = engine or EngineTokenizer()
         self._sources = Sources(files, self._engine, self._run)
@@ -120,12 +134,15 @@ class Reading:
         """
         replicas = list(self._replicas.values())
         known = adapters(asked.fields.model, replicas)
+        if self._few(asked, recipes, len(set(known.values()))):
+            prompt = self._plain.read(asked)
+            return Read(prompt, _hashed(prompt, recipes, known, self._at_once), known)
         files, believed = self._sources.of(asked.fields.model, replicas)
         reader = files.reader if files is not None else self._plain
 
         def read() -> Read:
             prompt = reader.read(asked, believed)
-            return Read(prompt, self._hashed(prompt, recipes, known), known)
+            return Read(prompt, _hashed(prompt, recipes, known, self._known), known)
 
         found = await self._run(read)
         if found.prompt.question is None:
@@ -133,7 +150,9 @@ class Reading:
         prompt = await self._ask(asked, found.prompt, found.prompt.question)
         if prompt.tokens is None:
             return Read(prompt)
-        return await self._run(lambda: Read(prompt, self._hashed(prompt, recipes, known), known))
+        return await self._run(
+            lambda: Read(prompt, _hashed(prompt, recipes, known, self._known), known)
+        )
 
     async def _ask(self, asked: Asked, prompt: Prompt, question: bytes) -> Prompt:
         """The prompt as an engine tells it."""
@@ -154,31 +173,73 @@ class Reading:
     async def _run(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    # In the thread.
+    @staticmethod
+    def _few(asked: Asked, recipes: Sequence[Recipe], meanings: int) -> bool:
+        """Whether it has token ids, and so few that they are read on the loop, whatever they are.
 
-    def _hashed(
-        self, prompt: Prompt, recipes: Sequence[Recipe], known: Mapping[str, Adapter | None]
-    ) -> dict[tuple[Recipe, Adapter | None], Hashes]:
-        keys: dict[tuple[Recipe, Adapter | None], Hashes] = {}
-        if prompt.tokens is None or not prompt.cached:
-            return keys
-        for recipe in recipes:
-            hasher = self._hasher(recipe)
-            for adapter in dict.fromkeys(known.values()) if known else (None,):
-                if hasher is not None:
-                    keys[recipe, adapter] = hasher.keys(
-                        prompt.tokens, lora=adapter, salt=prompt.salt
-                    )
-        return keys
+        Args:
+            asked: the request.
+            recipes: by which its hashes are wanted.
+            meanings: what its model's name means at replicas: each has hashes of its own.
+        """
+        if asked.ids is not None or not ready():
+            return False
+        raw = {COMPLETIONS: asked.fields.prompt, EMBEDDINGS: asked.fields.input}.get(
+            asked.request.path
+        )
+        if raw is None or not _IDS.match(memoryview(raw)):
+            return False
+        most = len(asked.request.body) / _SHORTEST_ID
+        each = sum(
+            _HASH.get(recipe.algorithm, _OTHER_HASH) / max(recipe.hash_tokens, 1)
+            for recipe in recipes
+        )
+        return most * each * max(meanings, 1) <= AT_ONCE
 
-    def _hasher(self, recipe: Recipe) -> KnownPrefixes | None:
-        if recipe not in self._hashers:
+
+class _Hashers:
+    """By recipe, what makes hashes so. For one thread at a time.
+
+    Args:
+        make: it; raises ConfigError where nobody can.
+    """
+
+    def __init__(self, make: Callable[[Recipe], Keys]) -> None:
+        self._make = make
+        self._made: dict[Recipe, Keys | None] = {}
+
+    def of(self, recipe: Recipe) -> Keys | None:
+        """None where hashes cannot be made so."""
+        if recipe not in self._made:
             try:
-                self._hashers[recipe] = KnownPrefixes(recipe.hasher())
+                self._made[recipe] = self._make(recipe)
             except ConfigError as error:
                 log.warning("prompts cannot be hashed as an engine does: %s", error)
-                self._hashers[recipe] = None
-        return self._hashers[recipe]
+                self._made[recipe] = None
+        return self._made[recipe]
+
+
+def _plain_keys(recipe: Recipe) -> Keys:
+    """Without a memory: to look into it takes as long as to hash a few blocks."""
+    hasher = recipe.hasher()
+    return lambda tokens, **extra: low_bits(hasher.hashes(tokens, **extra))
+
+
+def _hashed(
+    prompt: Prompt,
+    recipes: Sequence[Recipe],
+    known: Mapping[str, Adapter | None],
+    hashers: _Hashers,
+) -> dict[tuple[Recipe, Adapter | None], Hashes]:
+    keys: dict[tuple[Recipe, Adapter | None], Hashes] = {}
+    if prompt.tokens is None or not prompt.cached:
+        return keys
+    for recipe in recipes:
+        make = hashers.of(recipe)
+        for adapter in dict.fromkeys(known.values()) if known else (None,):
+            if make is not None:
+                keys[recipe, adapter] = make(prompt.tokens, lora=adapter, salt=prompt.salt)
+    return keys
 
 
 def reading_of(tokenizer: str | None) -> Reading:
