@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _SWEEP = 0.5
 _SETTLE = 0.2
 _BACKLOG = 2048
+_COLLECT = (10_000, 20, 10)
+"""Thresholds of Python's collector of cycles, of which a request leaves none behind."""
 
 
 class Router:
@@ -100,6 +103,13 @@ class Router:
         self.application.replicas.replace(new.replica)
         self.application.line.wake()
         return [f"{name} takes effect when the router is started again" for name in fixed]
+
+    def when_prepared(self, call: Callable[[], None]) -> None:
+        """Call it once all that requests need is loaded: now, or later where it is compiled first."""
+        if self._preparing is None or self._preparing.done():
+            call()
+        else:
+            self._preparing.add_done_callback(lambda _: call())
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -183,6 +193,16 @@ def _listen(config: RouterConfig) -> socket.socket:
     return socket.create_server((address[0], config.port), family=family, backlog=_BACKLOG)
 
 
+def _leave_alone() -> None:
+    """Have what is there by now, mostly code, not looked through by the collector of cycles again.
+
+    A sixth of a short request's time, and pauses of some ten milliseconds, go into that otherwise.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
+
+
 def _reload(router: Router) -> None:
     try:
         for note in router.reload():
@@ -194,6 +214,7 @@ def _reload(router: Router) -> None:
 async def _serve(router: Router, ready: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     await router.start()
+    router.when_prepared(_leave_alone)
     ending = asyncio.Event()
     again = asyncio.Event()
 
