@@ -128,10 +128,13 @@ class Proxy:
         """A replica with room, chosen and taken."""
         config, model = self._config(), asked.fields.model
 
+        free: list[Replica] = []
+
         def fits() -> bool:
             # Without any usable replica there is nothing to wait for: go on, and be told so.
             usable = [one for one in self._replicas.usable(model) if one.name not in tried]
-            return not usable or any(one.in_flight < config.max_in_flight for one in usable)
+            free[:] = [one for one in usable if one.in_flight < config.max_in_flight]
+            return bool(free) or not usable
 
         waited = bool(tried) or not len(self._line)
         until = time.monotonic() + config.max_wait
@@ -140,8 +143,6 @@ class Proxy:
             await self._line.wait(fits, config.max_waiting, left)
             waited = True
         try:
-            usable = [one for one in self._replicas.usable(model) if one.name not in tried]
-            free = [one for one in usable if one.in_flight < config.max_in_flight]
             if not free:
                 raise self._nobody(model)
             now = time.monotonic()
