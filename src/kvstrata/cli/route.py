@@ -32,19 +32,20 @@ def route(
 
     SIGHUP reads the file again; SIGTERM finishes what is under way and ends, a second one at once.
     """
-    try:
-        from kvstrata.router.config import read_config
-        from kvstrata.router.service import run
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"kvstrata route needs {error.name}, which vLLM's own server installs: install it here too"
-        ) from None
+    from kvstrata.router.config import read_config
 
     changes = {"host": host, "port": port, "policy": policy, "state": state}
     addresses = list(replica or [])
     settings = read_config(config, addresses, changes)
     if not settings.replica and settings.admin_key is None and config is None:
         raise ConfigError("no engine to route to: give --replica or --config")
+    try:
+        # Takes seconds: what is wrong with the settings is said before.
+        from kvstrata.router.service import run
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"kvstrata route needs {error.name}, which vLLM's own server installs: install it here too"
+        ) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     def ready(taken: int) -> None:
