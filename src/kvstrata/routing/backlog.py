@@ -72,6 +72,13 @@ class _Queue:
         self.head_since = 0.0
         self.reads_until = 0.0
 
+    def head(self, now: float, rates: Sequence[float]) -> tuple[float, float]:
+        """Seconds that the oldest prompt takes by itself, and for how long it was computed already."""
+        head = next(iter(self.prompts.values()))
+        first = rates[0] + rates[1] * head.work.left + rates[2] * head.pairs
+        # A load computes nothing, and those behind it go ahead meanwhile.
+        return first, max(now - max(self.head_since, head.at + head.loading), 0.0)
+
 
 class Backlog:
     """Requests under way, by replica."""
@@ -153,11 +160,8 @@ class Backlog:
             return 0.0, 0, 0.0
         if not queue.prompts:
             return 0.0, 0, queue.reads_until
-        head = next(iter(queue.prompts.values()))
-        first = rates[0] + rates[1] * head.work.left + rates[2] * head.pairs
+        first, progress = queue.head(now, rates)
         whole = rates[0] * len(queue.prompts) + rates[1] * queue.tokens + rates[2] * queue.pairs
-        # A load computes nothing, and those behind it go ahead meanwhile.
-        progress = max(now - max(queue.head_since, head.at + head.loading), 0.0)
         left = first - progress
         if left < 0:
             left = -left / 2
@@ -165,13 +169,27 @@ class Backlog:
         wait = left + behind if behind > 0 else left
         return wait, len(queue.prompts), queue.reads_until
 
+    def under_way(self, replica: str, now: float, rates: Sequence[float]) -> float:
+        """Seconds of the prompt that is being computed there, or that it took so far if that is more.
+
+        What `wait` says of it is what is left, which is off by a share of this.
+        """
+        queue = self._queues.get(replica)
+        if queue is None or not queue.prompts:
+            return 0.0
+        first, progress = queue.head(now, rates)
+        return max(first, progress) if progress else 0.0
+
     def read_wait(self, replica: str, begin: float) -> float:
         """Seconds after `begin` for which the reads that were sent there keep its storage busy."""
         queue = self._queues.get(replica)
         return max(queue.reads_until - begin, 0.0) if queue else 0.0
 
     def overdue(self, now: float) -> list[Pending]:
-        """Those whose first token is overdue by more than when they were last returned."""
+        """Those whose first token is overdue by more than when they were last returned.
+
+        Those behind one that is overdue are late because of it, and are not returned.
+        """
         late = []
         for queue in self._queues.values():
             for pending in queue.prompts.values():
@@ -179,6 +197,8 @@ class Backlog:
                 if now - pending.at > limit:
                     pending.reported = now - pending.at
                     late.append(pending)
+                if pending.reported:
+                    break
         return late
 
     def __iter__(self) -> Iterator[Pending]:

@@ -51,7 +51,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         memory_latency_seconds: of a load from host memory, whatever its size.
         memory_bytes_per_s: from host memory to the device.
         storage_latency_seconds: of a load from storage, whatever its size.
-        storage_bytes_per_s: from storage to host memory, by all threads of one engine together.
+        storage_bytes_per_s: from storage to host memory, by all threads of one engine together. Of both of
+            storage's figures, what is better than memory's counts as memory's.
         overlap: share of storage reads that goes on while the request waits for others, 0 to 1.
     """
 
@@ -74,7 +75,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ConfigError(f"profile: {field} must be from {LEAST} to {MOST:g}, not {value}")
 
     def rates(self) -> tuple[float, ...]:
-        """Seconds per unit, in the order of `LEARNED`: request, token, pair, load, byte, load, byte, s."""
+        """Seconds per unit, in the order of `LEARNED`: request, token, pair, load, byte, load, byte, s.
+
+        Storage is not taken to be faster than memory, whatever is stated: the blame for loads that last
+        longer would go to memory, and loads from there would be given up too.
+        """
         per_token = 1 / self.prefill_tokens_per_s
         return (
             self.overhead_seconds,
@@ -82,8 +87,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             2 * per_token / self.attention_doubles_at,
             self.memory_latency_seconds,
             1 / self.memory_bytes_per_s,
-            self.storage_latency_seconds,
-            1 / self.storage_bytes_per_s,
+            max(self.storage_latency_seconds, self.memory_latency_seconds),
+            1 / min(self.storage_bytes_per_s, self.memory_bytes_per_s),
             1.0,
         )
 
@@ -98,6 +103,8 @@ class Work(msgspec.Struct, frozen=True, gc=False):
         storage_bytes: loaded from storage, through memory.
         wait: seconds of computation queued before it.
         overlapped: seconds of storage reads that the wait hides, at most.
+        unsure: seconds of the prompt that was being computed already: what it has left is a difference, so
+            that the wait is off by a share of the whole prompt however little is left.
     """
 
     left: int
@@ -106,6 +113,7 @@ class Work(msgspec.Struct, frozen=True, gc=False):
     storage_bytes: int = 0
     wait: float = 0.0
     overlapped: float = 0.0
+    unsure: float = 0.0
 
     def units(self) -> tuple[float, ...]:
         """How much of each of `LEARNED` this is: times the rates, it is seconds."""

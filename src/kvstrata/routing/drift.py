@@ -127,6 +127,7 @@ def what_happened(pending: Pending, cached: int | None) -> Work | None:
         work.storage_bytes,
         work.wait,
         work.overlapped,
+        work.unsure,
     )
 
 

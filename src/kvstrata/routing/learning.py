@@ -12,12 +12,14 @@ tried; otherwise the first one that turned out better than stated would get ever
 
 The estimator is an extended Kalman filter, iterated because a wrong bandwidth is far from where the first
 linearisation was made, with
-- *outliers* bounded: a surprise counts for no more than `CLIP` standard deviations, so that one request in
-  ten that met a pause cannot move much;
+- *outliers* bounded: a surprise counts for no more than `CLIP` standard deviations and in one linear step, so
+  that one request in ten that met a pause cannot move much;
 - *slow forgetting*: a deviation returns to the fleet's with the time constant `FORGET`, its uncertainty to
   where it began, and so a disk that was slow once is tried again;
 - *change*: when `CHANGED` surprises in a row point the same way, it was no outlier, and the uncertainty is
   opened again;
+- *noise as it is seen*: what no rate explains is taken from the surprises themselves, by their median, so
+  that a difference between two replicas is believed as far as the scatter of times allows, and no further;
 - *bounds*: no factor leaves [1 / `FURTHEST`, `FURTHEST`].
 
 Fleet and deviation are kept as two 8 by 8 covariances without what couples them. Pure: no clock, no files.
@@ -32,16 +34,21 @@ import numpy as np
 
 from kvstrata.errors import ConfigError
 from kvstrata.routing.cost import LEARNED, Profile, Vector, Work
+from kvstrata.routing.estimate import FURTHEST, Estimate, SavedEstimate
 
 VERSION = 1
-FURTHEST = 1024.0
 FORGET = 1800.0
 """Seconds after which a deviation that nothing confirms has lost two thirds."""
 FORGET_FLEET = 7200.0
 CLIP = 2.5
 CHANGED = 4
-NOISE = 0.15
-"""Relative standard deviation of a first token's time that nothing explains."""
+NOISE = 0.3
+"""Standard deviation of the logarithm of a first token's time that nothing explains, before any is seen."""
+LEAST_NOISE, MOST_NOISE = 0.1, 1.0
+NOISE_STEP = 1 / 64
+"""By how much, in the logarithm, one surprise moves the noise at most, once many were seen."""
+MEDIAN = 0.6745
+"""Half of all surprises are smaller, in standard deviations."""
 WAIT_NOISE = 0.5
 """The same of the part that was spent waiting: who comes and goes meanwhile is not foreseen."""
 SMALLEST = 0.002
@@ -49,8 +56,11 @@ SMALLEST = 0.002
 SHORTEST, LONGEST = 1e-4, 1e5
 """Seconds; what is said to take less or more counts as that."""
 FLEET_SPREAD = 1.5
-OWN_SPREAD = 0.5
-"""Standard deviations, at the beginning, of the logarithms: factors of 4.5 and 1.6."""
+COMMON_SPREAD = 0.25
+OWN_SPREAD = 0.2
+"""Standard deviations, at the beginning, of the logarithms: of a term in the whole fleet, of a replica's
+terms all together, and of one of them by itself. Replicas are mostly alike, and one that is slow is mostly
+slow in all it does: so a few requests tell it, and their scatter does not make equal ones look different."""
 WAIT_SPREAD = 0.3
 OWN_WAIT_SPREAD = 0.1
 """The same of the wait, whose seconds are made of rates that are learned already. What is amiss with one is
@@ -62,8 +72,9 @@ SETTLED = 1e-3
 MOST_REPLICAS = 4096
 
 _NONE: Vector = np.zeros(len(LEARNED))
-_FLEET: Vector = np.array([FLEET_SPREAD] * (len(LEARNED) - 1) + [WAIT_SPREAD])
-_OWN: Vector = np.array([OWN_SPREAD] * (len(LEARNED) - 1) + [OWN_WAIT_SPREAD])
+_FLEET: Vector = np.diag([FLEET_SPREAD**2] * (len(LEARNED) - 1) + [WAIT_SPREAD**2])
+_OWN: Vector = np.diag([OWN_SPREAD**2] * (len(LEARNED) - 1) + [OWN_WAIT_SPREAD**2])
+_OWN[:-1, :-1] += COMMON_SPREAD**2
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -76,35 +87,6 @@ class Learned(msgspec.Struct, frozen=True):
 
     factor: float
     spread: float
-
-
-class _Estimate:
-    """Mean and covariance of the logarithms, and where they return to."""
-
-    __slots__ = ("at", "changes", "count", "covariance", "mean", "outliers", "run", "spread")
-
-    def __init__(self, spread: Vector, now: float) -> None:
-        self.spread = spread
-        self.mean: Vector = np.zeros(len(LEARNED))
-        self.covariance: Vector = np.diag(spread**2)
-        self.at = now
-        self.count = 0
-        self.outliers = 0
-        self.changes = 0
-        self.run = 0
-
-    def forget(self, now: float, constant: float) -> None:
-        """Let time pass: towards no deviation, and to as little certainty as at the beginning."""
-        passed = max(now - self.at, 0.0)
-        self.at = max(now, self.at)
-        kept = math.exp(-passed / constant)
-        self.mean *= kept
-        self.covariance *= kept**2
-        self.covariance[np.diag_indices_from(self.covariance)] += (1 - kept**2) * self.spread**2
-
-    def widen(self) -> None:
-        """Be uncertain again."""
-        self.covariance += np.diag((self.spread / 2) ** 2)
 
 
 class Learner:
@@ -120,8 +102,9 @@ class Learner:
         self._stated = dict(stated or {})
         self._usual = profile.rates()
         self._special = {name: one.rates() for name, one in self._stated.items()}
-        self._fleet = _Estimate(_FLEET, 0.0)
-        self._own: dict[str, _Estimate] = {}
+        self._fleet = Estimate(_FLEET, 0.0)
+        self._noise = NOISE
+        self._own: dict[str, Estimate] = {}
         self._rows: dict[str, int] = {}
         self._stated_rows: Vector = np.empty((0, len(LEARNED)))
         self._own_rows: Vector = np.empty((0, len(LEARNED)))
@@ -160,7 +143,7 @@ class Learner:
         seconds = min(max(seconds, SHORTEST), LONGEST)
         own = self._own.get(replica)
         if own is None:
-            own = self._own[replica] = _Estimate(_OWN, now)
+            own = self._own[replica] = Estimate(_OWN, now)
             while len(self._own) > MOST_REPLICAS:
                 self.forget(next(iter(self._own)))
         fleet = self._fleet
@@ -171,7 +154,7 @@ class Learner:
             # What the wait hid was never seen, so that it teaches nothing.
             reads = float(np.dot(self.rates(replica)[5:7], work.units()[5:7]))
             stated[5:7] *= max(reads - work.overlapped, 0.0) / reads if reads else 1.0
-        surprise = self._update(fleet, own, stated, seconds)
+        surprise = self._update(fleet, own, stated, seconds, work.unsure)
         fleet.count += 1
         own.count += 1
         if abs(surprise) <= CLIP:
@@ -195,7 +178,7 @@ class Learner:
 
     def learned(self, replica: str) -> dict[str, Learned]:
         """By term: the factor of the stated rate, and how sure it is."""
-        own = self._own.get(replica) or _Estimate(_OWN, 0.0)
+        own = self._own.get(replica) or Estimate(_OWN, 0.0)
         spread = np.sqrt(np.diag(self._fleet.covariance) + np.diag(own.covariance))
         factors = _factors(self._fleet.mean + own.mean)
         return {
@@ -220,6 +203,7 @@ class Learner:
             "storage_latency_seconds": rates[5],
             "storage_bytes_per_s": 1 / rates[6],
             "wait_factor": rates[7],
+            "noise": self._noise,
             "factors": {n: [one.factor, one.spread] for n, one in self.learned(replica).items()},
             "requests": own.count if own else 0,
             "outliers": own.outliers if own else 0,
@@ -232,8 +216,9 @@ class Learner:
             _Saved(
                 VERSION,
                 LEARNED,
-                _save(self._fleet, now),
-                {n: _save(e, now) for n, e in self._own.items()},
+                self._fleet.save(now),
+                {n: e.save(now) for n, e in self._own.items()},
+                self._noise,
             )
         )
 
@@ -249,14 +234,16 @@ class Learner:
                 raise ValueError(f"version {saved.version} with the terms {', '.join(saved.terms)}")
             if len(saved.replicas) > MOST_REPLICAS:
                 raise ValueError(f"{len(saved.replicas)} replicas")
-            fleet = _load(saved.fleet, _FLEET, now)
-            own = {name: _load(one, _OWN, now) for name, one in saved.replicas.items()}
+            if not LEAST_NOISE <= saved.noise <= MOST_NOISE:
+                raise ValueError(f"a noise of {saved.noise}")
+            fleet = Estimate.load(saved.fleet, _FLEET, now)
+            own = {name: Estimate.load(one, _OWN, now) for name, one in saved.replicas.items()}
         except (ValueError, msgspec.DecodeError, RecursionError) as error:
             raise ConfigError(
                 f"what was learned of the replicas cannot be read ({error}); remove the file and it "
                 "will be learned again"
             ) from None
-        self._fleet = fleet
+        self._fleet, self._noise = fleet, saved.noise
         self._own.update(own)
         self._rows.clear()
 
@@ -273,37 +260,63 @@ class Learner:
     def _stated_rates(self, replica: str) -> tuple[float, ...]:
         return self._special.get(replica, self._usual)
 
-    def _update(self, fleet: _Estimate, own: _Estimate, stated: Vector, seconds: float) -> float:
+    def _update(
+        self, fleet: Estimate, own: Estimate, stated: Vector, seconds: float, unsure: float
+    ) -> float:
         """Move both estimates; returns the surprise in standard deviations, before any bound."""
         limit = math.log(FURTHEST)
         prior_fleet, prior_own = fleet.mean.copy(), own.mean.copy()
-        surprise, moved_to = 0.0, math.inf
+        surprise, unexplained, moved_to = 0.0, 0.0, math.inf
         for turn in range(ROUNDS):
             parts = stated * _factors(fleet.mean + own.mean)
             predicted = float(parts.sum())
             share = parts / predicted
-            noise = NOISE + WAIT_NOISE * float(share[-1]) + SMALLEST / min(predicted, seconds)
+            noise = self._noise + WAIT_NOISE * (float(share[-1]) + unsure / predicted)
+            noise += SMALLEST / min(predicted, seconds)
             by_fleet, by_own = fleet.covariance @ share, own.covariance @ share
             unknown = float(share @ by_fleet)
             # While the fleet's own figure is open, what one replica shows is not taken for its peculiarity:
             # the first one seen would look better, or worse, than all others.
-            by_own *= OWN_SPREAD**2 / (OWN_SPREAD**2 + unknown)
+            by_own *= _OWN[0, 0] / (_OWN[0, 0] + unknown)
             variance = unknown + float(share @ by_own) + noise**2
             moved = float(share @ (prior_fleet - fleet.mean + prior_own - own.mean))
             # Linearised where the last round ended, but measured from where this observation began.
             innovation = math.log(seconds / predicted) - moved
             if turn == 0:
                 surprise = innovation / math.sqrt(variance)
+                unexplained = self._noise**2 / variance
             if abs(surprise) > CLIP:
                 innovation *= CLIP / abs(surprise)
-            fleet.mean = np.clip(prior_fleet + by_fleet * (innovation / variance), -limit, limit)
-            own.mean = np.clip(prior_own + by_own * (innovation / variance), -limit, limit)
-            if abs(innovation - moved_to) < SETTLED:
+            step = innovation / variance
+            while True:
+                fleet.mean = np.clip(prior_fleet + by_fleet * step, -limit, limit)
+                own.mean = np.clip(prior_own + by_own * step, -limit, limit)
+                if abs(surprise) <= CLIP:
+                    break
+                # Terms that only their sum is known of can move far in opposite directions, and then the sum
+                # follows the one that grows. What is bounded must stay so.
+                then = float((stated * _factors(fleet.mean + own.mean)).sum())
+                if abs(math.log(then / predicted)) <= abs(innovation):
+                    break
+                step /= 2
+            # Past the bound, another linearisation would look for what explains an outlier best.
+            if abs(surprise) > CLIP or abs(innovation - moved_to) < SETTLED:
                 break
             moved_to = innovation
         fleet.covariance = fleet.covariance - np.outer(by_fleet, by_fleet) / variance
         own.covariance = own.covariance - np.outer(by_own, by_own) / variance
+        self._scatter(abs(surprise), unexplained, fleet.count)
         return surprise
+
+    def _scatter(self, surprise: float, unexplained: float, seen: int) -> None:
+        """Let the noise become what makes half of the surprises larger than their median should be.
+
+        How large one is does not count, so that outliers move it by no more than others; and one by which
+        rates were unsure says as little of the noise as its share in what could be expected.
+        """
+        step = max(1 / (seen + 8), NOISE_STEP) * unexplained
+        noise = self._noise * math.exp(step if surprise > MEDIAN else -step)
+        self._noise = min(max(noise, LEAST_NOISE), MOST_NOISE)
 
 
 def _factors(logs: Vector) -> Vector:
@@ -312,46 +325,9 @@ def _factors(logs: Vector) -> Vector:
     return found
 
 
-class _SavedEstimate(msgspec.Struct):
-    mean: list[float]
-    covariance: list[list[float]]
-    age: float
-    count: int
-    outliers: int
-    changes: int
-
-
 class _Saved(msgspec.Struct):
     version: int
     terms: tuple[str, ...]
-    fleet: _SavedEstimate
-    replicas: dict[str, _SavedEstimate]
-
-
-def _save(estimate: _Estimate, now: float) -> _SavedEstimate:
-    return _SavedEstimate(
-        estimate.mean.tolist(),
-        estimate.covariance.tolist(),
-        max(now - estimate.at, 0.0),
-        estimate.count,
-        estimate.outliers,
-        estimate.changes,
-    )
-
-
-def _load(saved: _SavedEstimate, spread: Vector, now: float) -> _Estimate:
-    size = len(LEARNED)
-    estimate = _Estimate(spread, now - max(saved.age, 0.0))
-    mean, covariance = np.array(saved.mean), np.array(saved.covariance)
-    if mean.shape != (size,) or covariance.shape != (size, size):
-        raise ValueError("a matrix of another size")
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError("numbers that are none")
-    if np.abs(mean).max() > math.log(FURTHEST) + 1e-9 or np.abs(covariance).max() > 1e3:
-        raise ValueError("factors out of bounds")
-    symmetric = (covariance + covariance.T) / 2
-    if np.linalg.eigvalsh(symmetric).min() < -1e-6:
-        raise ValueError("a covariance that is none")
-    estimate.mean, estimate.covariance = mean, symmetric
-    estimate.count, estimate.outliers, estimate.changes = saved.count, saved.outliers, saved.changes
-    return estimate
+    fleet: SavedEstimate
+    replicas: dict[str, SavedEstimate]
+    noise: float = NOISE

@@ -133,14 +133,15 @@ class Seconds:
         replica, terms = chosen.replica, chosen.terms
         compute = terms.compute + terms.attention + terms.overhead
         loading = terms.first_token - terms.wait - compute
-        factor = self.learner.rates(replica)[-1]
+        rates = self.learner.rates(replica)
         work = Work(
             decision.tokens - chosen.tokens,
             chosen.tokens,
             chosen.memory_bytes,
             chosen.storage_bytes,
-            terms.wait / factor,
+            terms.wait / rates[-1],
             terms.overlap,
+            self._backlog.under_way(replica, now, rates) if terms.wait else 0.0,
         )
         self._learn_overdue(now)
         self._probes.used(chosen.source, now)

@@ -116,3 +116,35 @@ def test_what_was_sent_is_priced_as_it_is_known_now() -> None:
         backlog.add(pending(name, 0.0, 1.0))
     slow = tuple(10 * rate for rate in RATES)
     assert backlog.wait("r", 0.0, slow) == pytest.approx(30.0)
+
+
+def test_those_behind_an_overdue_prompt_are_not_called_overdue() -> None:
+    backlog = Backlog()
+    backlog.add(pending("head", 0.0, 1.0, foreseen=1.0))
+    backlog.add(pending("behind", 0.5, 1.0, foreseen=1.5))
+    assert [one.id for one in backlog.overdue(100.0)] == ["head"]
+    assert backlog.overdue(250.0) == []
+    backlog.computed("head", 260.0)
+    assert [one.id for one in backlog.overdue(261.0)] == ["behind"]
+
+
+def test_a_load_that_is_overdue_is_told_although_others_are_ahead() -> None:
+    backlog = Backlog()
+    backlog.add(pending("long", 0.0, 60.0, foreseen=60.0))
+    backlog.add(pending("load", 1.0, 0.1, foreseen=1.0, loading=1.0))
+    assert [one.id for one in backlog.overdue(10.0)] == ["load"]
+
+
+def test_what_is_under_way_is_the_whole_prompt_however_little_is_left() -> None:
+    backlog = Backlog()
+    assert backlog.under_way("r", 0.0, RATES) == 0.0
+    backlog.add(pending("a", 0.0, 4.0))
+    backlog.add(pending("b", 0.0, 9.0))
+    assert (
+        backlog.under_way("r", 0.0, RATES) == 0.0
+    )  # nothing of it is done: its wait is no difference
+    assert backlog.under_way("r", 3.9, RATES) == pytest.approx(4.0)
+    assert backlog.under_way("r", 12.0, RATES) == pytest.approx(12.0)
+    backlog.computed("a", 12.0)
+    assert backlog.under_way("r", 12.0, RATES) == 0.0
+    assert backlog.under_way("other", 12.0, RATES) == 0.0

@@ -16,6 +16,8 @@ from kvstrata.routing.decision import Appraisal, Candidate, Reach, Reuse, Terms
 from kvstrata.routing.pricing import SOURCES, UNCAPPED, Price, Standing, add_up, choose_way
 
 PROFILE = Profile()
+ROUNDING = 1e-12
+"""Seconds; a difference of two prices is off by what its terms are."""
 BYTES = 100_000
 
 
@@ -76,7 +78,7 @@ def reuse(device: int, memory: int, storage: int) -> Reuse:
 
 
 def plain_seconds(profile: Profile, tokens: int, device: int, memory: int, boundary: int) -> float:
-    """Stated anew: every token one by one, every byte by its tier."""
+    """Stated anew: every token one by one, every byte by its tier, none faster from below than from above."""
     per_token = 1 / profile.prefill_tokens_per_s
     per_pair = 2 * per_token / profile.attention_doubles_at
     seconds = sum(per_token + per_pair * (place + 0.5) for place in range(boundary, tokens))
@@ -84,8 +86,9 @@ def plain_seconds(profile: Profile, tokens: int, device: int, memory: int, bound
         seconds += profile.memory_latency_seconds
         seconds += (boundary - device) * BYTES / profile.memory_bytes_per_s
     if boundary > memory:
-        seconds += profile.storage_latency_seconds
-        seconds += (boundary - memory) * BYTES / profile.storage_bytes_per_s
+        seconds += max(profile.storage_latency_seconds, profile.memory_latency_seconds)
+        slower = min(profile.storage_bytes_per_s, profile.memory_bytes_per_s)
+        seconds += (boundary - memory) * BYTES / slower
     return seconds
 
 
@@ -202,7 +205,7 @@ def test_every_replica_has_the_price_that_is_stated_anew(compiled, fleet, trust,
         told = appraise(Candidate(name="a", reuse=offered), places[place], prices.at(place))
         assert told == Appraisal(
             replica="a",
-            score=pytest.approx(terms.score, rel=1e-12, abs=1e-15),
+            score=pytest.approx(terms.score, rel=1e-12, abs=ROUNDING),
             terms=told.terms,
             tokens=way.tokens,
             device_tokens=min(on_device, way.tokens),
@@ -220,7 +223,7 @@ def test_every_replica_has_the_price_that_is_stated_anew(compiled, fleet, trust,
         assert told.terms.first_token == prices.first_token[place]
         assert prices.offered[place] == max(way.tokens, offered.storage.tokens if offered else 0)
         for name in Terms.__struct_fields__:
-            expected = pytest.approx(getattr(terms, name), rel=1e-12, abs=1e-15)
+            expected = pytest.approx(getattr(terms, name), rel=1e-12, abs=ROUNDING)
             assert getattr(told.terms, name) == expected
 
 

@@ -320,6 +320,26 @@ def test_a_replica_that_stands_still_is_left() -> None:
     assert decision.appraisals.named("frozen").terms.wait > 1
 
 
+def test_requests_behind_a_prompt_that_is_long_overdue_do_not_make_every_wait_long() -> None:
+    """It was to take four seconds and takes thirty; those that come in between wait for it."""
+    policy = Seconds()
+    only = [replica("a")]
+    for number in range(20):
+        decision = send(policy, ask(f"usual{number}", tokens=28_000), only, 5.0 * number)
+        answer(policy, decision, 5.0 * number + 4, 4.0)
+    held = [send(policy, ask("long", tokens=28_000), only, 100.0)]
+    # A policy looks after what is overdue when it sends something.
+    for number in range(10):
+        held.append(send(policy, ask(f"behind{number}", tokens=1000), only, 103.9 + 2.5 * number))
+        assert policy.learner.rates("a")[7] < 1.3
+    for place, decision in enumerate(held):
+        now = 130.0 + 0.12 * place
+        answer(policy, decision, now, now - decision.at)
+        assert policy.learner.rates("a")[7] < 1.3
+    send(policy, ask("long again", tokens=28_000), only, 140.0)
+    assert policy.decide(ask("next", tokens=1000), only, 140.0).appraisal.terms.wait < 10
+
+
 def test_other_routers_requests_and_full_seats_count() -> None:
     policy = Seconds()
     foreign = replica("a", 1000, waiting=20)

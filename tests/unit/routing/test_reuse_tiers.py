@@ -1,6 +1,7 @@
 """What can be loaded is what the connector would load: the same boundary, the same chunks, the same bytes."""
 
 import math
+import os
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from tests.unit.vllm_plugin.test_planner_against_vllm import (
     shape_of,
     vllm_answer,
 )
+
+MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
+"""Factor for a longer search than a change has to wait for."""
 
 
 @st.composite
@@ -62,7 +66,7 @@ def shape_for(geometries) -> ModelShape:
     )
 
 
-@settings(max_examples=2000)
+@settings(max_examples=600 * MORE)
 @given(contents())
 def test_loads_are_the_connectors(case) -> None:
     check(case)
