@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from kvstrata.chunks.block_hashes import BlockHasher, KnownPrefixes
+from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
+from kvstrata.chunks.known_prefixes import KnownPrefixes
 from kvstrata.fleet.index import FleetIndex
 from kvstrata.routing.fleet_reuse import ReuseQuery
 from kvstrata.routing.shape import ModelShape

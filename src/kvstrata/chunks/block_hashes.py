@@ -9,16 +9,15 @@ what is left for each block is one concatenation and one digest.
 import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from kvstrata.chunks.beginnings import Beginnings
 from kvstrata.errors import ConfigError
 
 Tokens = npt.NDArray[np.uint32]
@@ -78,6 +77,9 @@ class BlockHasher:
         block_tokens: tokens of one hash (vLLM's hash block size), at least 1.
         seed: the engine's PYTHONHASHSEED, or None when it is not set.
 
+    Attributes:
+        size: bytes of a hash.
+
     Raises:
         ConfigError: an unknown algorithm, or an xxhash kind without a seed: the engine then draws one at
             random, and nobody else can compute its hashes.
@@ -98,6 +100,7 @@ class BlockHasher:
             )
         self.block_tokens = block_tokens
         self._digest: Callable[[bytes], bytes] = _sha256 if kind == "sha256" else _xxh3
+        self.size = len(self._digest(b""))
         self._cbor = form == "cbor"
         first = DEFAULT_SEED if seed is None else seed
         self.none_hash = self._digest(
@@ -127,7 +130,20 @@ class BlockHasher:
         Raises:
             ValueError: a token id is negative or does not fit 31 bits.
         """
-        ids = _as_tokens(tokens)
+        raw = self.joined(tokens, lora=lora, salt=salt, media=media, parent=parent)
+        return split(raw, self.size)
+
+    def joined(
+        self,
+        tokens: npt.ArrayLike,
+        *,
+        lora: tuple[str, str] | None = None,
+        salt: str | None = None,
+        media: Sequence[Media] = (),
+        parent: bytes | None = None,
+    ) -> bytes:
+        """The same, one behind the other, `size` bytes each; see `hashes`."""
+        ids = as_tokens(tokens)
         common: ExtraKeys = (lora_key(*lora),) if lora else None
         salted = salt if parent is None else None
         previous = parent or self.none_hash
@@ -135,10 +151,16 @@ class BlockHasher:
         done = 0
         for index, extra in self._special(len(ids) // self.block_tokens, common, salted, media):
             low = index * self.block_tokens
-            found += self._chain(ids[done:low], found[-1] if found else previous, common)
+            for part, keys in (
+                (ids[done:low], common),
+                (ids[low : low + self.block_tokens], extra),
+            ):
+                if len(part):
+                    found.append(self._chain(part, previous, keys))
+                    previous = found[-1][-self.size :]
             done = low + self.block_tokens
-            found += self._chain(ids[low:done], found[-1] if found else previous, extra)
-        return found + self._chain(ids[done:], found[-1] if found else previous, common)
+        found.append(self._chain(ids[done:], previous, common))
+        return b"".join(found)
 
     def _special(
         self, blocks: int, common: ExtraKeys, salt: str | None, media: Sequence[Media]
@@ -156,10 +178,10 @@ class BlockHasher:
             tail = [salt_key(salt)] if salt and index == 0 else []
             yield index, (*(common or ()), *held[index], *tail)
 
-    def _chain(self, ids: Tokens, parent: bytes, extra: ExtraKeys) -> list[bytes]:
+    def _chain(self, ids: Tokens, parent: bytes, extra: ExtraKeys) -> bytes:
         count = len(ids) // self.block_tokens
         if not count:
-            return []
+            return b""
         ids = ids[: count * self.block_tokens]
         prefix: Callable[[int, int], tuple[bytes, bytes]]
         if self._cbor:
@@ -184,17 +206,17 @@ class BlockHasher:
                 head = heads[high - low] = prefix(high - low + len(suffix), len(parent))
             parent = digest(b"".join((head[0], parent, head[1], serialised[low:high], suffix)))
             found.append(parent)
-        return found
+        return b"".join(found)
 
     def _cbor_prefix(self, _tail: int, parent: int) -> tuple[bytes, bytes]:
         return b"\x83" + _cbor_head(2, parent), _cbor_head(4, self.block_tokens)
 
-    def _pickle_one_by_one(self, ids: Tokens, parent: bytes, extra: ExtraKeys) -> list[bytes]:
+    def _pickle_one_by_one(self, ids: Tokens, parent: bytes, extra: ExtraKeys) -> bytes:
         found = []
         for block in ids.reshape(-1, self.block_tokens).tolist():
             parent = self._digest(pickle.dumps((parent, tuple(block), extra), protocol=5))
             found.append(parent)
-        return found
+        return b"".join(found)
 
 
 def warm() -> None:
@@ -206,9 +228,7 @@ def warm() -> None:
 
 
 @cache
-def _compiled() -> (
-    "Callable[[Tokens, bool, tuple[bytes, bytes], bytes, bytes], list[bytes]] | None"
-):
+def _compiled() -> "Callable[[Tokens, bool, tuple[bytes, bytes], bytes, bytes], bytes] | None":
     """What `warm` brought, in use from then on; None where it does not give what `hashlib` does."""
     try:
         from kvstrata.chunks.hash_chain import sha256_chain
@@ -216,104 +236,32 @@ def _compiled() -> (
         return None  # no numba, or a Python without OpenSSL's functions
     sample = np.arange(64, dtype=np.uint32).reshape(4, 16) * np.uint32(16_411)
     parent, head = b"p" * _SHA256_BYTES, _pickle_prefix(0, _SHA256_BYTES)
-    plain = BlockHasher("sha256", 16).hashes(sample.ravel(), parent=parent)
+    plain = BlockHasher("sha256", 16).joined(sample.ravel(), parent=parent)
     alike = sha256_chain(sample, False, head, parent, _pickle_suffix(None)) == plain
     return sha256_chain if alike else None
 
 
+def split(joined: bytes, size: int) -> list[bytes]:
+    """Hashes of `size` bytes that stand one behind the other."""
+    return [joined[low : low + size] for low in range(0, len(joined), size)]
+
+
 def low_bits(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     """The low 64 bits of block hashes of one length, as uint64 (n,)."""
-    if not hashes:
-        return np.empty(0, np.uint64)
-    words = np.frombuffer(b"".join(hashes), ">u8").reshape(len(hashes), -1)
-    return words[:, -1].astype(np.uint64)
+    return joined_low_bits(b"".join(hashes), len(hashes[0])) if hashes else np.empty(0, np.uint64)
 
 
-class _Segment(NamedTuple):
-    hashes: list[bytes]
-    keys: npt.NDArray[np.uint64]
+def joined_low_bits(joined: bytes, size: int) -> npt.NDArray[np.uint64]:
+    """The same of hashes of `size` bytes that stand one behind the other."""
+    return np.frombuffer(joined, ">u8")[size // 8 - 1 :: size // 8].astype(np.uint64)
 
 
-class KnownPrefixes:
-    """Remembers the hashes of prompts, so that a prefix seen before is not hashed again.
+def as_tokens(tokens: npt.ArrayLike) -> Tokens:
+    """Token ids as uint32 (n,), without a copy where they are that already.
 
-    Prompts are remembered in segments of `SEGMENT` blocks; see `Beginnings`.
-
-    Args:
-        hasher: computes what is not known.
-        capacity: segments remembered; the least recently used go first.
+    Raises:
+        ValueError: they are no integers, not one-dimensional, negative or above `MAX_TOKEN`.
     """
-
-    SEGMENT = 64
-
-    def __init__(self, hasher: BlockHasher, capacity: int = 4096) -> None:
-        self._hasher = hasher
-        self._segments: Beginnings[_Segment] = Beginnings(capacity, lambda _: 1)
-
-    def __len__(self) -> int:
-        return len(self._segments)
-
-    def hashes(
-        self,
-        tokens: npt.ArrayLike,
-        *,
-        lora: tuple[str, str] | None = None,
-        salt: str | None = None,
-        media: Sequence[Media] = (),
-    ) -> list[bytes]:
-        """See `BlockHasher.hashes`; equal to it."""
-        known, rest, _ = self._find(tokens, lora, salt, media)
-        return [value for segment in known for value in segment.hashes] + rest
-
-    def keys(
-        self,
-        tokens: npt.ArrayLike,
-        *,
-        lora: tuple[str, str] | None = None,
-        salt: str | None = None,
-        media: Sequence[Media] = (),
-    ) -> npt.NDArray[np.uint64]:
-        """The low 64 bits of each hash, as uint64 (blocks,): how events name blocks. See `hashes`."""
-        known, _, rest = self._find(tokens, lora, salt, media)
-        return np.concatenate([*(segment.keys for segment in known), rest])
-
-    def _find(
-        self,
-        tokens: npt.ArrayLike,
-        lora: tuple[str, str] | None,
-        salt: str | None,
-        media: Sequence[Media],
-    ) -> tuple[list[_Segment], list[bytes], npt.NDArray[np.uint64]]:
-        """Segments that are known, the hashes behind them, and the low bits of those."""
-        ids = _as_tokens(tokens)
-        step = self._hasher.block_tokens * self.SEGMENT
-        names = self._names(ids, step, pickle.dumps((lora, salt)), media)
-        known = self._segments.known(names)
-        done = len(known)
-        parent = known[-1].hashes[-1] if known else None
-        ahead = [replace(item, offset=item.offset - done * step) for item in media]
-        rest = self._hasher.hashes(
-            ids[done * step :], lora=lora, salt=salt, media=ahead, parent=parent
-        )
-        keys = low_bits(rest)
-        for index, name in enumerate(names[done:]):
-            part = slice(index * self.SEGMENT, (index + 1) * self.SEGMENT)
-            self._segments.remember(name, _Segment(rest[part], keys[part].copy()))
-        return known, rest, keys
-
-    def _names(self, ids: Tokens, step: int, request: bytes, media: Sequence[Media]) -> list[bytes]:
-        running = self._segments.digest(request)
-        names = []
-        for end in range(step, len(ids) + 1, step):
-            running.update(ids[end - step : end].data)
-            for item in media:
-                if end - step <= item.offset < end:
-                    running.update(pickle.dumps((item.identifier, item.offset, item.length)))
-            names.append(running.digest())
-        return names
-
-
-def _as_tokens(tokens: npt.ArrayLike) -> Tokens:
     array = np.asarray(tokens)
     if array.size == 0:
         return np.empty(0, np.uint32)

@@ -108,8 +108,8 @@ def _chain(
 
 def sha256_chain(
     ids: npt.NDArray[np.uint32], cbor: bool, head: tuple[bytes, bytes], parent: bytes, suffix: bytes
-) -> list[bytes]:
-    """Hashes of blocks, each with the one before as its parent.
+) -> bytes:
+    """Hashes of blocks, each with the one before as its parent, one behind the other.
 
     Args:
         ids: uint32 (blocks, tokens), in one piece.
@@ -126,5 +126,4 @@ def sha256_chain(
     behind = np.array(np.frombuffer(suffix, np.uint8))
     context = np.zeros(_CONTEXT, np.uint8)
     _chain(ids, cbor, message, len(head[0]), behind, context, hashes)
-    raw = hashes.tobytes()
-    return [raw[low : low + DIGEST] for low in range(0, len(raw), DIGEST)]
+    return hashes.tobytes()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvstrata.chunks import block_hashes
-from kvstrata.chunks.block_hashes import KnownPrefixes, low_bits
+from kvstrata.chunks.block_hashes import joined_low_bits
+from kvstrata.chunks.known_prefixes import KnownPrefixes
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
@@ -222,7 +223,7 @@ class _Hashers:
 def _plain_keys(recipe: Recipe) -> Keys:
     """Without a memory: to look into it takes as long as to hash a few blocks."""
     hasher = recipe.hasher()
-    return lambda tokens, **extra: low_bits(hasher.hashes(tokens, **extra))
+    return lambda tokens, **extra: joined_low_bits(hasher.joined(tokens, **extra), hasher.size)
 
 
 def _hashed(

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstrata.chunks.block_hashes import BlockHasher, KnownPrefixes, Media
+from kvstrata.chunks.block_hashes import BlockHasher, Media
+from kvstrata.chunks.known_prefixes import KnownPrefixes
 from kvstrata.errors import ConfigError
 
 ALGORITHMS = ["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstrata.chunks import block_hashes
-from kvstrata.chunks.block_hashes import BlockHasher, KnownPrefixes, Media
+from kvstrata.chunks.block_hashes import BlockHasher, Media
+from kvstrata.chunks.known_prefixes import KnownPrefixes
 
 IDS = st.one_of(
     st.integers(0, 300),
@@ -118,7 +119,7 @@ def test_compiled_code_that_gives_something_else_is_not_used(
     from kvstrata.chunks import hash_chain
 
     block_hashes._compiled.cache_clear()
-    monkeypatch.setattr(hash_chain, "sha256_chain", lambda *_: [b"x" * 32] * 4)
+    monkeypatch.setattr(hash_chain, "sha256_chain", lambda *_: b"x" * 128)
     block_hashes.warm()
     assert block_hashes._compiled() is None
     monkeypatch.undo()
