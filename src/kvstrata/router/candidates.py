@@ -59,7 +59,7 @@ class Candidates:
         """How the followed engines make hashes, each recipe once."""
         found: list[Recipe] = []
         for replica in self._fleet.replicas:
-            model = self._model(replica)
+            model = self._model(replica, replica.name)
             if model is not None and model.recipe not in found:
                 found.append(model.recipe)
         return found
@@ -94,11 +94,12 @@ class Candidates:
         answers: dict[tuple[int, int], FleetReuse],
         now: float,
     ) -> Candidate:
-        followed = self._followed(replica.name)
-        model = self._model(followed) if followed is not None else None
+        name = replica.name
+        followed = self._followed(name)
+        model = self._model(followed, name) if followed is not None else None
         if followed is None or model is None or model.query is None:
             return candidate(replica)
-        hashes = read.hashes(replica.name, model.recipe)
+        hashes = read.hashes(name, model.recipe)
         reuse, detail = None, None
         if hashes is not None:
             answer = answers.get((id(model.query), id(hashes)))
@@ -109,14 +110,14 @@ class Candidates:
         trust, age = self._fleet.standing(followed, now)
         load = replica.load
         return Candidate(
-            name=replica.name,
+            name=name,
             waiting=0 if load is None else load.waiting,
             running=0 if load is None else load.running,
             in_flight=replica.in_flight,
             in_flight_tokens=replica.tokens,
             reuse=reuse,
             detail=detail,
-            trust=BELIEVED[trust] * self._drift.trust(replica.name),
+            trust=BELIEVED[trust] * self._drift.trust(name),
             index_age=age,
             ends_only=model.ends_only,
         )
@@ -127,12 +128,12 @@ class Candidates:
         except KeyError:
             return None
 
-    def _model(self, followed: Followed) -> _Model | None:
+    def _model(self, followed: Followed, name: str) -> _Model | None:
         """Of a replica that is followed; None while its engine's facts are not known."""
-        facts = followed.facts
+        facts = followed.ranks[0].told or followed.facts
         if facts is None:
             return None
-        model = self._models.get(followed.name)
+        model = self._models.get(name)
         if model is not None and model.facts is facts:
             return model
         if model is not None and model.facts == facts:
@@ -142,7 +143,7 @@ class Candidates:
         # One object for all that are equal is found without comparing what it holds.
         recipe = next((one.recipe for one in self._models.values() if one.recipe == recipe), recipe)
         windowed = query is not None and any(group.windowed for group in query.shape.groups)
-        model = self._models[followed.name] = _Model(facts, recipe, query, windowed)
+        model = self._models[name] = _Model(facts, recipe, query, windowed)
         return model
 
     def _query(self, facts: EngineFacts) -> ReuseQuery | None:

@@ -65,10 +65,10 @@ class FleetReuse:
 
     def brief(self, replica: int) -> decision.Reuse:
         """One replica's, as policies take it, but without `Reach.loads`."""
-        device, memory, storage = (column[replica] for column in self._tokens)
+        device, memory, storage = self._tokens[replica]
         more = most = reach = decision.Reach(device)
         if storage > device:
-            alone, passing, stored = (column[replica] for column in self._bytes)
+            alone, passing, stored = self._bytes[replica]
             if memory > device:
                 more = most = decision.Reach(memory, alone)
             if storage > memory:
@@ -76,13 +76,16 @@ class FleetReuse:
         return decision.Reuse(reach, more, most)
 
     @cached_property
-    def _tokens(self) -> list[list[int]]:
-        return [self.device.tolist(), self.memory.tolist(), self.storage.tolist()]
+    def _tokens(self) -> list[tuple[int, int, int]]:
+        return list(
+            zip(self.device.tolist(), self.memory.tolist(), self.storage.tolist(), strict=True)
+        )
 
     @cached_property
-    def _bytes(self) -> list[list[int]]:
+    def _bytes(self) -> list[tuple[int, int, int]]:
         loaded = self.loaded_bytes
-        return [loaded[0, 0].tolist(), loaded[1, 0].tolist(), loaded[1, 1].tolist()]
+        columns = loaded[0, 0].tolist(), loaded[1, 0].tolist(), loaded[1, 1].tolist()
+        return list(zip(*columns, strict=True))
 
     def of(self, replica: int) -> decision.Reuse:
         """One replica's, as policies take it."""
