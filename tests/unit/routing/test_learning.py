@@ -366,3 +366,20 @@ def test_the_noise_of_better_times_is_followed() -> None:
         if number == 299:
             assert learner.describe("a")["noise"] > 0.45
     assert learner.describe("a")["noise"] < 0.25
+
+
+def test_outliers_do_not_set_against_each_other_what_is_only_known_as_a_sum() -> None:
+    """Of prompts that are all alike, nobody knows what their length costs and what they look back at."""
+    work = Work(28_000, 0)
+    learner = Learner(Profile())
+    usual = seconds(Profile(), work)
+    for number in range(20):
+        learner.learn("a", work, usual, 5.0 * number)
+    believed = usual
+    for number in range(3):
+        learner.learn("a", work, 8 * usual, 100.0 + 5 * number)
+        now = sum(r * u for r, u in zip(learner.rates("a"), work.units(), strict=True))
+        assert believed < now < 1.9 * believed
+        believed = now
+    factors = learner.learned("a")
+    assert factors["compute"].factor / factors["attention"].factor < 5
