@@ -189,7 +189,8 @@ class BlockHasher:
         elif self.block_tokens < 4 or self.block_tokens * 5 > PICKLE_FRAME:
             return self._pickle_one_by_one(ids, parent, extra)
         else:
-            prefix, suffix = _pickle_prefix, _pickle_suffix(extra)
+            prefix = _pickle_prefix
+            suffix = _plain_suffix() if extra is None else _pickle_suffix(extra)
         fast = _compiled() if _compiled.cache_info().currsize else None
         if fast is not None and self._digest is _sha256 and len(parent) == _SHA256_BYTES:
             blocks = ids.reshape(count, self.block_tokens)
@@ -270,7 +271,7 @@ def as_tokens(tokens: npt.ArrayLike) -> Tokens:
             "token ids must be one-dimensional integers, not "
             f"{array.ndim}-dimensional {array.dtype.name}"
         )
-    if int(array.max()) > MAX_TOKEN or int(array.min()) < 0:
+    if int(array.max()) > MAX_TOKEN or (array.dtype.kind == "i" and int(array.min()) < 0):
         raise ValueError(f"token ids must lie between 0 and {MAX_TOKEN}")
     return np.ascontiguousarray(array, dtype=np.uint32)
 
@@ -318,6 +319,11 @@ def _pickle_suffix(extra: ExtraKeys) -> bytes:
     sample = pickle.dumps((b"", marker, extra), protocol=5)
     tokens = b"".join(b"K" + bytes([value]) for value in marker)
     return sample[sample.index(tokens) + len(tokens) :]
+
+
+@cache
+def _plain_suffix() -> bytes:
+    return _pickle_suffix(None)
 
 
 def _cbor_head(major: int, value: int) -> bytes:

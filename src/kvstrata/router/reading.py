@@ -185,16 +185,15 @@ class Reading:
         """
         if asked.ids is not None or not ready():
             return False
-        raw = {COMPLETIONS: asked.fields.prompt, EMBEDDINGS: asked.fields.input}.get(
-            asked.request.path
-        )
-        if raw is None or not _IDS.match(memoryview(raw)):
+        path, fields = asked.request.path, asked.fields
+        if path not in (COMPLETIONS, EMBEDDINGS):
             return False
+        if not _IDS.match(memoryview(fields.prompt if path == COMPLETIONS else fields.input)):
+            return False
+        each = 0.0
+        for recipe in recipes:
+            each += _HASH.get(recipe.algorithm, _OTHER_HASH) / max(recipe.hash_tokens, 1)
         most = len(asked.request.body) / _SHORTEST_ID
-        each = sum(
-            _HASH.get(recipe.algorithm, _OTHER_HASH) / max(recipe.hash_tokens, 1)
-            for recipe in recipes
-        )
         return most * each * max(meanings, 1) <= AT_ONCE
 
 
