@@ -368,18 +368,23 @@ def test_the_noise_of_better_times_is_followed() -> None:
     assert learner.describe("a")["noise"] < 0.25
 
 
-def test_outliers_do_not_set_against_each_other_what_is_only_known_as_a_sum() -> None:
-    """Of prompts that are all alike, nobody knows what their length costs and what they look back at."""
-    work = Work(28_000, 0)
+def test_an_outlier_changes_what_is_foreseen_by_no_more_than_its_bound() -> None:
+    """Of prompts that are all alike, nobody knows what their length costs and what they look back at.
+
+    Where one of the two grows and the other shrinks, their sum does not stay as it was for long.
+    """
+    usual, short = Work(28_000, 0), Work(1000, 0)
     learner = Learner(Profile())
-    usual = seconds(Profile(), work)
     for number in range(20):
-        learner.learn("a", work, usual, 5.0 * number)
-    believed = usual
+        learner.learn("a", usual, seconds(Profile(), usual), 5.0 * number)
+    before = 1.0
     for number in range(3):
-        learner.learn("a", work, 8 * usual, 100.0 + 5 * number)
-        now = sum(r * u for r, u in zip(learner.rates("a"), work.units(), strict=True))
-        assert believed < now < 1.9 * believed
-        believed = now
-    factors = learner.learned("a")
-    assert factors["compute"].factor / factors["attention"].factor < 5
+        learner.learn("a", usual, 8 * seconds(Profile(), usual), 100.0 + 5 * number)
+        usually, shortly = (
+            sum(rate * unit for rate, unit in zip(learner.rates("a"), work.units(), strict=True))
+            / seconds(Profile(), work)
+            for work in (usual, short)
+        )
+        assert before < usually < 1.9 * before
+        assert shortly < 1.4 * usually  # a prompt of another length is not blamed for much more
+        before = usually
