@@ -84,9 +84,9 @@ class Reading:
         self._check_sentinels(64 + self._start)
 
     def check_missing(self) -> None:
-        """Nothing was found, and nothing was touched but perhaps the blocks asked for."""
+        """Nothing was found and nothing was touched."""
         assert self.outcome == Missing()
-        self._check_sentinels(64 + self._start)
+        self._check_sentinels(len(self._around) - 64)
 
     def _check_sentinels(self, until: int) -> None:
         assert set(self._around[:until]) == {SENTINEL}, "bytes before the blocks were touched"

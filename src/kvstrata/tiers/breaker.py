@@ -1,13 +1,13 @@
 """A tier that is set aside while it keeps failing, so that nobody waits for what does not come."""
 
 import threading
-from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.errors import BadReason
 from kvstrata.tiers.circuit import Circuit
+from kvstrata.tiers.passing import PassingTier
 from kvstrata.tiers.tier import (
     SET_ASIDE,
     Bad,
@@ -37,7 +37,7 @@ class Observer(Protocol):
         ...
 
 
-class BreakerTier(Tier):
+class BreakerTier(PassingTier):
     """Passes everything to another tier as long as that makes sense.
 
     Reads and writes have a circuit each: a full disk can still be read. What is not tried is answered at
@@ -52,9 +52,7 @@ class BreakerTier(Tier):
     """
 
     def __init__(self, inner: Tier, clock: Clock, patience: float, observer: Observer) -> None:
-        self.name = inner.name
-        self.owner = inner.owner
-        self._inner = inner
+        super().__init__(inner)
         self._clock = clock
         self._observer = observer
         self._lock = threading.Lock()
@@ -69,11 +67,7 @@ class BreakerTier(Tier):
             opened = self._circuits["read"].open and not before
         if opened:
             self._observer.changed("read", True, "reads do not end")
-        return answer and self._inner.usable
-
-    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
-        """See `Tier.probe`."""
-        return self._inner.probe(keys)
+        return answer and self.inner.usable
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
@@ -82,7 +76,7 @@ class BreakerTier(Tier):
             return Bad(BadReason.SET_ASIDE, f"{self.name} is set aside")
         outcome: ReadOutcome | None = None
         try:
-            outcome = self._inner.read(key, into, first_block)
+            outcome = self.inner.read(key, into, first_block)
         finally:
             self._end("read", ticket, _verdict(outcome), outcome)
         return outcome
@@ -94,22 +88,10 @@ class BreakerTier(Tier):
             return Failed(SET_ASIDE, f"{self.name} is set aside")
         outcome: WriteOutcome | None = None
         try:
-            outcome = self._inner.write(key, payload, first_block)
+            outcome = self.inner.write(key, payload, first_block)
         finally:
             self._end("write", ticket, _verdict(outcome), outcome)
         return outcome
-
-    def remove(self, key: ChunkKey) -> bool:
-        """See `Tier.remove`."""
-        return self._inner.remove(key)
-
-    def scan(self) -> Iterator[ChunkKey]:
-        """See `Tier.scan`."""
-        return self._inner.scan()
-
-    def close(self) -> None:
-        """See `Tier.close`."""
-        self._inner.close()
 
     def _begin(self, operation: str) -> int | None:
         circuit = self._circuits[operation]

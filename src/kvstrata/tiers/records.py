@@ -21,8 +21,8 @@ VERIFY_BYTES = 256 << 10
 class RecordReader:
     """Reads chunks of one group; for several threads at once.
 
-    The header and the first bytes of the payload come with one call, and a header that is as expected is
-    not taken apart: of a small chunk's read, the interpreter's share is what costs.
+    A header that is as expected is not taken apart: of a small chunk's read, the interpreter's share is what
+    costs.
 
     Args:
         namespace: fingerprint, 16 bytes.
@@ -35,7 +35,6 @@ class RecordReader:
         self._expected = ExpectedHeader(namespace, geometry)
         self._size = geometry.block_bytes
         self._step = max(1, VERIFY_BYTES // max(self._size, 1)) * self._size
-        self._ahead = min(self._step, VERIFY_BYTES, geometry.payload_bytes)
 
     def read(self, fd: int, key: ChunkKey, into: memoryview, first_block: int) -> int | None:
         """Bring blocks `first_block` to the chunk's end into their places and verify each.
@@ -54,23 +53,17 @@ class RecordReader:
             OSError: as the operating system reports it.
         """
         header = bytearray(self._expected.header_bytes)
-        ahead = into[: self._ahead] if first_block == 0 else into[:0]
-        filled = read_at(fd, [memoryview(header), ahead], 0) - len(header)
-        start = self._expected.first_block(header, key) if filled >= 0 else None
+        whole = read_at(fd, [memoryview(header)], 0) == len(header)
+        start = self._expected.first_block(header, key) if whole else None
         table: Buffer = memoryview(header)[CHECKSUMS_AT:]
         payload = len(header)
         if start is None:
             decoded = read_header(fd, len(header))
             check_identity(decoded, self._namespace, key, self._geometry)
-            start, table, payload, filled = (
-                decoded.first_block,
-                decoded.table,
-                decoded.header_bytes,
-                0,
-            )
+            start, table, payload = decoded.first_block, decoded.table, decoded.header_bytes
         if start > first_block:
             return None
-        run = _Run(fd, into, payload - start * self._size, filled)
+        run = _Run(fd, into, payload - start * self._size)
         self._verify(
             run, key, memoryview(table)[(first_block - start) * DIGEST_BYTES :], first_block
         )
@@ -100,23 +93,20 @@ class _Run:
         fd: of the file.
         into: the buffer.
         base: position in the file of the buffer's first byte.
-        filled: bytes of the buffer that are there already.
     """
 
-    def __init__(self, fd: int, into: memoryview, base: int, filled: int) -> None:
+    def __init__(self, fd: int, into: memoryview, base: int) -> None:
         self._fd = fd
         self._into = into
         self._base = base
-        self._filled = filled
 
     def fill(self, low: int, high: int) -> memoryview:
         """Bytes `low` to `high` of the buffer, read. Raises RecordError where the file ends before."""
-        begin = max(low, self._filled)
-        if begin < high:
-            got = read_at(self._fd, [self._into[begin:high]], self._base + begin)
-            if got < high - begin:
-                raise RecordError(BadReason.TRUNCATED, f"ends at byte {self._base + begin + got}")
-        return self._into[low:high]
+        part = self._into[low:high]
+        got = read_at(self._fd, [part], self._base + low)
+        if got < high - low:
+            raise RecordError(BadReason.TRUNCATED, f"ends at byte {self._base + low + got}")
+        return part
 
     def digest(self, low: int, high: int) -> bytes:
         """Checksum of one large block, piece by piece as it comes."""

@@ -22,7 +22,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The tier does not hold these blocks of the chunk; their bytes in the buffer are undefined."""
+    """The tier does not hold these blocks of the chunk; the buffer is as it was."""
 
 
 @dataclass(frozen=True, slots=True)

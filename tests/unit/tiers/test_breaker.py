@@ -10,10 +10,10 @@ from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import ChunkKey, make_key
 from kvstrata.clock import ManualClock
 from kvstrata.errors import BadReason
-from kvstrata.testing.faults import PassingTier
 from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.circuit import FAILURES, LONGEST_PAUSE, PAUSE, Circuit
 from kvstrata.tiers.memory import MemoryTier
+from kvstrata.tiers.passing import PassingTier
 from kvstrata.tiers.tier import Bad, Failed, Loaded, ReadOutcome, Stored, Tier, WriteOutcome
 
 GEOMETRIES = {0: GroupGeometry(0, GroupKind.FULL, 16, 2, (100,))}
