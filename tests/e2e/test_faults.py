@@ -109,7 +109,7 @@ def store_again(engine: Engine, root: Path) -> int:
     for seed in range(100, 120):
         engine.ask(prompt_ids(300, seed=seed))
         assert engine.do("idle")
-        if found := len(record_paths(root)):
+        if root.is_dir() and (found := len(record_paths(root))):
             return found
         time.sleep(0.5)
     raise AssertionError("storage was not taken back")
@@ -129,7 +129,7 @@ def test_a_full_disk_and_a_deleted_directory_cost_only_stores(tmp_path: Path, st
             assert engine.do("idle")
             metrics = engine.do("metrics")
             assert metrics["writes_dropped{reason=ENOSPC}"] >= 4
-            assert metrics["writes_dropped{reason=set_aside}"] >= 4
+            assert metrics["writes_dropped{reason=set_aside}"] >= 1
             assert metrics["set_aside{operation=write,tier=filesystem}"] == 1
             assert [check_record(path) for path in record_paths(disk / "kv")]
             assert not list(disk.rglob(".tmp-*"))
