@@ -185,8 +185,8 @@ async def read(server: EngineServer, requests: Any, files: bool) -> list[Read]:
                     }
                 reading.saw(replica)
                 if not files:
-                    reading._sources.saw = lambda _: None  # type: ignore[method-assign]
-            while reading._sources._trials:
+                    reading._models.saw = lambda _: None  # type: ignore[method-assign]
+            while reading._models._trials:
                 await asyncio.sleep(0.05)
             return [await reading.read(asked(path, body), [RECIPE]) for path, body in requests]
     finally:

@@ -40,4 +40,4 @@ def asked_about(request: Request, identity: str, paths: frozenset[str]) -> Asked
     else:
         text = "The body has no messages, prompt or input: say which path it is for with ?path=."
         raise bad_request("invalid_path", text)
-    return ask(dataclasses.replace(request, path=path, query=b""), identity)
+    return dataclasses.replace(asked, request=dataclasses.replace(request, path=path, query=b""))

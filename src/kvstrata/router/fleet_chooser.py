@@ -200,7 +200,7 @@ def follow(policy: Policy, tokenizer: str | None) -> FleetChooser:
 
     Args:
         policy: chooses.
-        tokenizer: directory of the model's files, or None: then only prompts of token ids are known.
+        tokenizer: see `reading_of`.
 
     Raises:
         ConfigError: the files cannot be read.

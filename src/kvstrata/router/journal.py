@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import msgspec
+
 from kvstrata.router.asking import Asked
 from kvstrata.router.chooser import Result
 from kvstrata.router.ledger import Ending, Ledger, Record
@@ -64,13 +66,7 @@ class Journal:
 
     def told(self) -> dict[str, Any]:
         """`tokens` as plain data for JSON."""
-        tokens = self.tokens
-        return {
-            "device": tokens.device,
-            "memory": tokens.memory,
-            "storage": tokens.storage,
-            "computed": tokens.computed,
-        }
+        return msgspec.structs.asdict(self.tokens)
 
 
 def record_of(asked: Asked, view: RequestView, decision: Decision) -> Record:

@@ -89,16 +89,7 @@ class Record:
             "considered": tuple(appraisals),
             "outcome": None
             if ending is None
-            else {
-                "replica": ending.replica,
-                "status": ending.status,
-                "ttft": ending.ttft,
-                "seconds": ending.seconds,
-                "cached_tokens": ending.cached_tokens,
-                "failed": ending.failed,
-                "streamed": ending.streamed,
-                "tries": 1 + len(self.earlier),
-            },
+            else {**msgspec.structs.asdict(ending), "tries": 1 + len(self.earlier)},
             "earlier": [
                 {"replica": one.replica, "status": one.status, "seconds": one.seconds}
                 for one in self.earlier

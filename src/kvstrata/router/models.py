@@ -81,7 +81,7 @@ class _Source:
         return replace(found, harmony=self.files.harmony)
 
 
-class Sources:
+class Models:
     """Models' files, each believed as far as its engines were seen to do the same.
 
     Args:

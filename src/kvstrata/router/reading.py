@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from kvstrata.chunks import block_hashes
 from kvstrata.chunks.block_hashes import joined_low_bits
 from kvstrata.chunks.known_prefixes import KnownPrefixes
 from kvstrata.errors import ConfigError
@@ -22,8 +21,8 @@ from kvstrata.fleet.hashing import Recipe
 from kvstrata.router.asking import Asked
 from kvstrata.router.files import ModelFiles, load_files
 from kvstrata.router.health import State
-from kvstrata.router.ids import ready, warm
-from kvstrata.router.models import Adapter, Sources, adapters
+from kvstrata.router.ids import ready
+from kvstrata.router.models import Adapter, Models, adapters
 from kvstrata.router.prompts import COMPLETIONS, EMBEDDINGS, Prompt, PromptReader
 from kvstrata.router.replicas import Replica
 from kvstrata.router.tokenizing import EngineTokenizer, UntoldError
@@ -98,7 +97,7 @@ class Reading:
         self._at_once = _Hashers(_plain_keys)
         self._replicas: dict[str, Replica] = {}
         self._engine = engine or EngineTokenizer()
-        self._sources = Sources(files, self._engine, self._run)
+        self._models = Models(files, self._engine, self._run)
         self._plain = PromptReader()
 
     # Whom there is to ask.
@@ -106,22 +105,16 @@ class Reading:
     def saw(self, replica: Replica) -> None:
         """A replica was looked at and is well."""
         self._replicas[replica.name] = replica
-        self._sources.saw(replica)
+        self._models.saw(replica)
 
     def forget(self, replica: str) -> None:
         """It is not asked any more, until it is seen again."""
         self._replicas.pop(replica, None)
-        self._sources.forget(replica)
-
-    @staticmethod
-    def warm() -> None:
-        """Compile what reading needs; not for the event loop, it takes seconds on a machine's first time."""
-        warm()
-        block_hashes.warm()
+        self._models.forget(replica)
 
     def close(self) -> None:
         """Nothing more is read."""
-        self._sources.close()
+        self._models.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # Requests.
@@ -138,7 +131,7 @@ class Reading:
         if self._few(asked, recipes, len(set(known.values()))):
             prompt = self._plain.read(asked)
             return Read(prompt, _hashed(prompt, recipes, known, self._at_once), known)
-        files, believed = self._sources.of(asked.fields.model, replicas)
+        files, believed = self._models.of(asked.fields.model, replicas)
         reader = files.reader if files is not None else self._plain
 
         def read() -> Read:

@@ -1,4 +1,4 @@
-"""The rule of `routing.pricing`, compiled for a whole fleet. After a change there, touch this file too."""
+"""The rule of `routing.pricing`, compiled for a whole fleet."""
 
 import numpy as np
 

@@ -1,7 +1,8 @@
 """A tier that is set aside while it keeps failing, so that nobody waits for what does not come."""
 
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
@@ -19,6 +20,7 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+Answer = TypeVar("Answer")
 _BROKEN = frozenset({BadReason.IO, BadReason.PERMISSION})
 """Reasons that blame the tier; the others blame one record."""
 _REFUSALS = frozenset({"read_only"})
@@ -61,13 +63,7 @@ class BreakerTier(PassingTier):
     @property
     def usable(self) -> bool:
         """See `Tier.usable`: also true when it is time for a test."""
-        with self._lock:
-            before = self._circuits["read"].open
-            answer = self._circuits["read"].tries(self._clock.now())
-            opened = self._circuits["read"].open and not before
-        if opened:
-            self._observer.changed("read", True, "reads do not end")
-        return answer and self.inner.usable
+        return self._ask("read", Circuit.tries) and self.inner.usable
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
@@ -78,7 +74,7 @@ class BreakerTier(PassingTier):
         try:
             outcome = self.inner.read(key, into, first_block)
         finally:
-            self._end("read", ticket, _verdict(outcome), outcome)
+            self._end("read", ticket, outcome)
         return outcome
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
@@ -90,36 +86,33 @@ class BreakerTier(PassingTier):
         try:
             outcome = self.inner.write(key, payload, first_block)
         finally:
-            self._end("write", ticket, _verdict(outcome), outcome)
+            self._end("write", ticket, outcome)
         return outcome
 
     def _begin(self, operation: str) -> int | None:
-        circuit = self._circuits[operation]
-        with self._lock:
-            before = circuit.open
-            ticket = circuit.begin(self._clock.now())
-            opened = circuit.open and not before
-        if opened:
-            self._observer.changed(operation, True, f"{operation}s do not end")
+        ticket = self._ask(operation, Circuit.begin)
         if ticket is None:
             self._observer.refused(operation)
         return ticket
 
-    def _end(
-        self,
-        operation: str,
-        ticket: int,
-        succeeded: bool | None,
-        outcome: ReadOutcome | WriteOutcome | None,
-    ) -> None:
+    def _end(self, operation: str, ticket: int, outcome: ReadOutcome | WriteOutcome | None) -> None:
+        why = getattr(outcome, "detail", "") or f"{operation}s take too long"
+        self._ask(operation, lambda one, now: one.end(ticket, _verdict(outcome), now), why)
+
+    def _ask(
+        self, operation: str, ask: Callable[[Circuit, float], Answer], why: str = ""
+    ) -> Answer:
+        """Ask or tell a circuit something, and say so if it opens or closes by that."""
         circuit = self._circuits[operation]
         with self._lock:
             before = circuit.open
-            circuit.end(ticket, succeeded, self._clock.now())
+            answer = ask(circuit, self._clock.now())
             after = circuit.open
-        if before != after:
-            why = getattr(outcome, "detail", "") or f"{operation}s take too long"
-            self._observer.changed(operation, after, why if after else f"{operation}s work again")
+        if after and not before:
+            self._observer.changed(operation, True, why or f"{operation}s do not end")
+        elif before and not after:
+            self._observer.changed(operation, False, f"{operation}s work again")
+        return answer
 
 
 def _verdict(outcome: ReadOutcome | WriteOutcome | None) -> bool | None:

@@ -121,7 +121,7 @@ class Seen:
         return list(self.router.application.replicas)
 
     async def tried(self) -> None:
-        await until(lambda: not self.reading._sources._trials)
+        await until(lambda: not self.reading._models._trials)
 
     async def __aexit__(self, *_: object) -> None:
         self.reading.close()
@@ -229,10 +229,10 @@ def test_one_engine_in_disagreement_is_enough(files: Path) -> None:
     async def go() -> None:
         async with Seen(Reading(), *engines) as seen:
             await seen.tried()
-            _, believed = seen.reading._sources.of("tiny", seen.replicas)
+            _, believed = seen.reading._models.of("tiny", seen.replicas)
             assert not believed.text
             seen.reading.forget("b")
-            _, believed = seen.reading._sources.of("tiny", seen.replicas)
+            _, believed = seen.reading._models.of("tiny", seen.replicas)
             assert believed.text
 
     run(go())
@@ -278,9 +278,7 @@ def test_chats_of_gpt_oss_are_not_asked_for(root: str, files: Path) -> None:
     engine.cards, engine.files = (card("tiny", root),), files
 
     async def go() -> None:
-        made = Reading(
-            ModelFiles(reading_of(str(files))._sources._given.files.reader, harmony=True)
-        )
+        made = Reading(ModelFiles(reading_of(str(files))._models._given.files.reader, harmony=True))
         async with Seen(made if root == "files" else Reading(), engine) as seen:
             await seen.tried()
             before = len(engine.questions)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstrata.chunks import block_hashes
 from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.fleet.hashing import Recipe
+from kvstrata.router import ids
 from kvstrata.router import reading as module
 from kvstrata.router.asking import ask
 from kvstrata.router.reading import Read, Reading
@@ -39,7 +41,8 @@ PROMPTS = st.one_of(
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> None:
-    Reading.warm()
+    ids.warm()
+    block_hashes.warm()
 
 
 class Threaded(Reading):
