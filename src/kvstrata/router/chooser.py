@@ -1,6 +1,7 @@
 """Where a request goes: the seam between the proxy, which moves bytes, and what knows better."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from kvstrata.router.index_state import IndexState
 from kvstrata.router.replicas import Replica
 from kvstrata.routing.decision import Candidate, Decision, Outcome, Policy, RequestView
 from kvstrata.routing.drift import Drift
+from kvstrata.routing.engine_rates import read_prefill
 
 _NAMED = b'"cached_tokens"'
 """Inside an answer's text the quotes would be escaped."""
@@ -120,6 +122,7 @@ class PolicyChooser:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._drift = Drift()
+        self._told: set[str] = set()
 
     @property
     def drift(self) -> Drift:
@@ -162,10 +165,16 @@ class PolicyChooser:
             self._drift.note(appraisal, view.tokens, outcome.ttft, outcome.cached_tokens, now)
 
     def metrics(self, replica: Replica, text: bytes) -> None:
-        """See `Chooser`; nothing in them matters here."""
+        """See `Chooser`: they say how fast the engine was before."""
+        if replica.name not in self._told:
+            prefill = read_prefill(text)
+            if prefill is not None:
+                self._told.add(replica.name)
+                self._policy.told(replica.name, prefill, time.monotonic())
 
     def forget(self, replica: str) -> None:
         """See `Chooser`."""
+        self._told.discard(replica)
         self._policy.forget(replica)
 
     def describe(self, now: float) -> Mapping[str, Any]:

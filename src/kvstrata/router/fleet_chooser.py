@@ -85,7 +85,8 @@ class FleetChooser(PolicyChooser):
     # Whom to follow.
 
     def metrics(self, replica: Replica, text: bytes) -> None:
-        """An engine's metrics were read: they say where its events are."""
+        """An engine's metrics were read: they say where its events are, and how fast it was."""
+        super().metrics(replica, text)
         self._reading.saw(replica)
         if not self._started:
             return

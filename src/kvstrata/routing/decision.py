@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from kvstrata.routing.engine_rates import Prefill
+
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -367,6 +369,10 @@ class Policy(Protocol):
 
     def observed(self, outcome: Outcome, now: float) -> None:
         """What became of it. Unknown and repeated ids are no error."""
+        ...
+
+    def told(self, replica: str, prefill: Prefill, now: float) -> None:
+        """How fast the replica's engine says that it was; counts only before anything else is known."""
         ...
 
     def forget(self, replica: str) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 
 from kvstrata.errors import ConfigError
 from kvstrata.routing.cost import LEARNED, Profile, Vector, Work
+from kvstrata.routing.engine_rates import Prefill
 from kvstrata.routing.estimate import FURTHEST, Estimate, SavedEstimate
 
 VERSION = 1
@@ -70,6 +71,8 @@ ROUNDS = 6
 SETTLED = 1e-3
 """Change of the innovation after which another linearisation would change nothing."""
 MOST_REPLICAS = 4096
+LEAST_TOLD = 128
+"""Tokens of an engine's mean prompt below which its seconds are overhead, and say nothing of its rates."""
 
 _NONE: Vector = np.zeros(len(LEARNED))
 _FLEET: Vector = np.diag([FLEET_SPREAD**2] * (len(LEARNED) - 1) + [WAIT_SPREAD**2])
@@ -170,6 +173,20 @@ class Learner:
         self._believed = None
         if replica in self._rows:
             self._own_rows[self._rows[replica]] = own.mean
+
+    def begin(self, replica: str, prefill: Prefill, now: float) -> None:
+        """What a replica of which nothing is known computed for others counts as one answer.
+
+        Without it the first burst would be spread as the stated profile has it, which may be wrong tenfold.
+
+        Args:
+            replica: its name; one that was learned of already is passed over.
+            prefill: of its engine, since that began.
+            now: seconds of the same clock as always.
+        """
+        left = prefill.tokens // max(prefill.requests, 1)
+        if replica not in self._own and left >= LEAST_TOLD:
+            self.learn(replica, Work(left, 0), prefill.seconds / prefill.requests, now)
 
     def forget(self, replica: str) -> None:
         """The replica is gone for good."""

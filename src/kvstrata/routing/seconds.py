@@ -33,6 +33,7 @@ from kvstrata.routing.decision import (
     RequestView,
 )
 from kvstrata.routing.drift import what_happened
+from kvstrata.routing.engine_rates import Prefill
 from kvstrata.routing.history import History
 from kvstrata.routing.learning import Learner
 from kvstrata.routing.picking import pick
@@ -208,6 +209,10 @@ class Seconds:
             self._probes.told(pending.probe, pending.foreseen, actual, now)
         if work is not None and pending.sure:
             self.learner.learn(pending.replica, work, pending.ttft, now)
+
+    def told(self, replica: str, prefill: Prefill, now: float) -> None:
+        """See `Policy` and `Learner.begin`."""
+        self.learner.begin(replica, prefill, now)
 
     def forget(self, replica: str) -> None:
         """See `Policy`. What was learned of its speed is kept: a restart does not change the hardware."""

@@ -17,6 +17,7 @@ from kvstrata.routing.decision import (
     Policy,
     RequestView,
 )
+from kvstrata.routing.engine_rates import Prefill
 from kvstrata.routing.history import History
 
 REMEMBERED_SECONDS = 600.0
@@ -89,6 +90,9 @@ class _Simple:
 
     def observed(self, outcome: Outcome, now: float) -> None:
         """Nothing to learn."""
+
+    def told(self, replica: str, prefill: Prefill, now: float) -> None:
+        """Times do not matter."""
 
     def forget(self, replica: str) -> None:
         """Nothing to forget."""

@@ -22,6 +22,7 @@ from kvstrata.routing.decision import (
     RequestView,
     Reuse,
 )
+from kvstrata.routing.engine_rates import Prefill, read_prefill
 from kvstrata.routing.policies import NAMES, make_policy
 from kvstrata.routing.seconds import SETTLE, Seconds
 from kvstrata.routing.simple import draw
@@ -440,3 +441,38 @@ def test_an_appraisal_is_made_for_who_looks_and_only_once() -> None:
     assert decision.considered == decision.considered and sorted(made) == list("abc")
     kept = decision.appraisals.only((decision.chosen, None))
     assert [one.replica for one in kept] == [decision.chosen] and len(made) == 3
+
+
+def test_what_an_engine_says_of_its_past_counts_until_something_is_learned() -> None:
+    policy = Seconds()
+    told = Prefill(
+        requests=4, tokens=8_000, seconds=14.0
+    )  # 2 000 tokens in 3.5 s; stated are 0.2 s
+    stated = policy.learner.rates("b")[1]
+    policy.told("a", told, 0.0)
+    assert policy.learner.rates("a")[1] > 8 * stated
+    assert policy.learner.rates("b")[1] > 8 * stated, "replicas are mostly alike"
+    before = policy.learner.rates("a")
+    policy.told("a", told, 1.0)
+    assert policy.learner.rates("a") == before, "one answer's worth, however often it is told"
+    policy.told("c", Prefill(requests=50, tokens=500, seconds=9.0), 1.0)
+    assert "c" not in policy.learner.replicas(), "short prompts say nothing of rates"
+
+
+HISTOGRAMS = """# TYPE vllm:request_prefill_time_seconds histogram
+vllm:request_prefill_time_seconds_bucket{engine="0",le="0.3"} 1.0
+vllm:request_prefill_time_seconds_sum{engine="0",model_name="m"} 3.25
+vllm:request_prefill_time_seconds_count{engine="0",model_name="m"} 2.0
+vllm:request_prefill_time_seconds_sum{engine="1",model_name="m"} 1e-1
+vllm:request_prefill_time_seconds_count{engine="1",model_name="m"} 1.0
+vllm:request_prefill_kv_computed_tokens_sum{engine="0",model_name="m"} 4000.0
+vllm:request_prefill_kv_computed_tokens_count{engine="0",model_name="m"} 2.0
+vllm:request_prefill_kv_computed_tokens_sum{engine="1",model_name="m"} 130.0
+"""
+
+
+def test_engines_histograms_are_read() -> None:
+    assert read_prefill(HISTOGRAMS.encode()) == Prefill(3, 4130, 3.35)
+    assert read_prefill(b"") is None
+    assert read_prefill(HISTOGRAMS.replace("4000.0", "0").replace("130.0", "0").encode()) is None
+    assert read_prefill(HISTOGRAMS.replace("3.25", "1-e").encode()) is None
