@@ -2,8 +2,9 @@
 
 `python -m lab.demo_fleet` (or `make demo-fleet`) prints a table as it goes and writes
 `build/demo-fleet/report.json` and `build/demo-fleet/policies.png`. Every policy meets the same load, in a
-text that no engine has seen, with empty devices and a router that has learned nothing. The times between
-requests follow the machine: it is measured first how many new tokens the engines compute together.
+text that no engine has seen, with empty devices and a router that has learned nothing. Each round has a
+load of its own, so that the figures are not those of one chance. The times between requests follow the
+machine: it is measured first how many new tokens the engines compute together.
 """
 
 import argparse
@@ -45,16 +46,18 @@ class Demo:
 
     Args:
         console: for what a person follows.
-        load: that every policy meets.
+        loads: one for each round, met by every policy.
         fleet: of engines that run.
         what: they are.
     """
 
-    def __init__(self, console: Console, load: Plan, fleet: Fleet, what: Engines) -> None:
+    def __init__(
+        self, console: Console, loads: Sequence[Plan], fleet: Fleet, what: Engines
+    ) -> None:
         self.console = console
         self.runs: list[Run] = []
-        self.pace = 1.0
-        self._load = load
+        self.paces = [1.0] * len(loads)
+        self._loads = loads
         self._fleet = fleet
         self._what = what
         self._texts = 0
@@ -70,12 +73,13 @@ class Demo:
         with ThreadPoolExecutor(self._what.replicas) as threads:
             list(threads.map(compute, range(self._what.replicas)))
         rate = self._what.replicas * CALIBRATION_TOKENS / (time.perf_counter() - begun)
-        nominal = max(one.start for one in self._load.conversations)
-        wanted = self._load.distinct_tokens / (BUSY * rate)
-        self.pace = min(max(wanted / nominal, LEAST_PACE), MOST_PACE)
+        self.paces = [pace_of(load, rate) for load in self._loads]
+        longest = max(
+            pace * nominal_seconds(load) for pace, load in zip(self.paces, self._loads, strict=True)
+        )
         self.console.print(
             f"the engines compute {rate:,.0f} new tokens a second together: requests begin within "
-            f"{nominal * self.pace:.0f} s",
+            f"{longest:.0f} s",
             highlight=False,
         )
 
@@ -83,7 +87,7 @@ class Demo:
         """One policy's run in one round."""
         self._fleet.empty_devices()
         self._texts += 1
-        load = paced(renamed(self._load, self._texts), self.pace)
+        load = paced(renamed(self._loads[number], self._texts), self.paces[number])
         with RouterProcess(policy, self._fleet, self._what.model, DIRECTORY) as router:
             before = self._fleet.tokens()
             samples, wall = play(router.url, self._what.model, load, self._told(policy, load))
@@ -109,6 +113,17 @@ class Demo:
 
     def _told(self, policy: str, load: Plan) -> "_Progress":
         return _Progress(self.console, policy, load.requests)
+
+
+def nominal_seconds(load: Plan) -> float:
+    """From the first request to the beginning of the last conversation, as it was drawn."""
+    return max(one.start for one in load.conversations)
+
+
+def pace_of(load: Plan, rate: float) -> float:
+    """How much slower a load is met than it was drawn, by engines that compute `rate` tokens a second."""
+    wanted = load.distinct_tokens / (BUSY * rate)
+    return min(max(wanted / nominal_seconds(load), LEAST_PACE), MOST_PACE)
 
 
 class _Progress:
@@ -151,20 +166,23 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-def save(demo: Demo, load: Plan, what: Engines) -> None:
+def save(demo: Demo, loads: Sequence[Plan], what: Engines) -> None:
     """Write report and picture."""
     rows = rows_of(demo.runs)
     written = {
         **document(demo.runs),
         "not_ahead": behind(rows),
-        "load": {
-            "seed": load.seed,
-            "requests": load.requests,
-            "prompt_tokens": load.prompt_tokens,
-            "distinct_tokens": load.distinct_tokens,
-            "scale": asdict(load.scale),
-            "pace": demo.pace,
-        },
+        "loads": [
+            {
+                "seed": load.seed,
+                "requests": load.requests,
+                "prompt_tokens": load.prompt_tokens,
+                "distinct_tokens": load.distinct_tokens,
+                "scale": asdict(load.scale),
+                "pace": pace,
+            }
+            for load, pace in zip(loads, demo.paces, strict=True)
+        ],
         "engines": asdict(what),
         "machine": report.machine(),
         "versions": report.versions(),
@@ -177,22 +195,23 @@ def show(console: Console, seed: int, rounds: int, policies: Sequence[str]) -> i
     """All of it, from an empty directory; 1 if ours is not ahead."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
-    what, load = Engines(), plan(seed)
+    what, loads = Engines(), [plan(seed + number) for number in range(rounds)]
     ensure(what.model)
     console.print(
         f"{what.replicas} engines with {what.model}, each with {what.device_bytes >> 20} MiB on its device "
-        f"and {what.memory} in memory, over one directory\n{load.requests} requests with "
-        f"{load.prompt_tokens:,} tokens of prompts, of which {load.distinct_tokens:,} differ (seed {seed})",
+        f"and {what.memory} in memory, over one directory\n{sum(one.requests for one in loads)} requests in "
+        f"{rounds} rounds with {sum(one.prompt_tokens for one in loads):,} tokens of prompts, of which "
+        f"{sum(one.distinct_tokens for one in loads):,} differ (seeds {seed} to {seed + rounds - 1})",
         highlight=False,
     )
     with engines(what, DIRECTORY) as fleet:
-        demo = Demo(console, load, fleet, what)
+        demo = Demo(console, loads, fleet, what)
         demo.calibrate()
         for number in range(rounds):
             for policy in order(policies, number):
                 console.print(f"round {number + 1}, {policy}", highlight=False)
                 demo.run(policy, number)
-                save(demo, load, what)
+                save(demo, loads, what)
     rows = rows_of(demo.runs)
     console.print(table(rows))
     for name in ("report.json", "policies.png"):
@@ -206,8 +225,8 @@ def show(console: Console, seed: int, rounds: int, policies: Sequence[str]) -> i
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if ours is ahead of every other policy, 2 if a server or a request failed."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo_fleet", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each policy")
-    parser.add_argument("--seed", type=int, default=1, help="of the load")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each policy")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round's load")
     parser.add_argument(
         "--policies", default=",".join(POLICIES), help=f"some of {', '.join(NAMES)}"
     )
