@@ -44,6 +44,8 @@ class Engines:
         memory: of each one's memory tier, as the option `memory` takes it.
         max_model_len: tokens.
         step_tokens: that one engine step computes at most.
+        retention: tokens between places where windows are kept, so that already the second prompt with a
+            beginning resumes there; a multiple of the block of 128. See the doctor's `sparse-retention`.
     """
 
     model: str = "gemma3-5to1"
@@ -52,6 +54,7 @@ class Engines:
     memory: str = "64MiB"
     max_model_len: int = 8192
     step_tokens: int = 2048
+    retention: int = 256
 
 
 @dataclass
@@ -133,6 +136,7 @@ def _engine(what: Engines, directory: Path, number: int) -> EngineServer:
         arguments=(
             *("--kv-events-config", json.dumps(events)),
             *("--max-num-batched-tokens", str(what.step_tokens)),
+            *("--prefix-cache-retention-interval", str(what.retention)),
         ),
         patience=START_SECONDS,
     )

@@ -32,13 +32,13 @@ class _Model:
         facts: of the engine.
         recipe: of its hashes.
         query: of its shape, one for all of that shape; None where that is not understood.
-        ends_only: see `Candidate`.
+        resume_every: see `Candidate`.
     """
 
     facts: EngineFacts
     recipe: Recipe
     query: ReuseQuery | None
-    ends_only: bool
+    resume_every: int
 
 
 class Candidates:
@@ -119,7 +119,7 @@ class Candidates:
             detail=detail,
             trust=BELIEVED[trust] * self._drift.trust(name),
             index_age=age,
-            ends_only=model.ends_only,
+            resume_every=model.resume_every,
         )
 
     def _followed(self, name: str) -> Followed | None:
@@ -143,7 +143,8 @@ class Candidates:
         # One object for all that are equal is found without comparing what it holds.
         recipe = next((one.recipe for one in self._models.values() if one.recipe == recipe), recipe)
         windowed = query is not None and any(group.windowed for group in query.shape.groups)
-        model = self._models[name] = _Model(facts, recipe, query, windowed)
+        every = facts.retention_tokens if windowed else 1
+        model = self._models[name] = _Model(facts, recipe, query, every)
         return model
 
     def _query(self, facts: EngineFacts) -> ReuseQuery | None:

@@ -113,8 +113,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         detail: makes the same with them, for who looks at an appraisal; None where `reuse` has them.
         trust: share of the index's answers that hold, 0 to 1: 1 when its stream is synced.
         index_age: seconds since the index last heard of the replica; only shown.
-        ends_only: prefixes can be resumed where a prompt ended, not wherever two prompts part: a model
-            with windowed groups whose windows are kept at the end.
+        resume_every: tokens between places where a prefix that was just sent can be resumed: 1 for anywhere,
+            the retention interval of a model with windowed groups, 0 where their windows are kept only where
+            a prompt ends and where two part.
         capacity: prompts that can run at once; 0 when unknown.
     """
 
@@ -127,7 +128,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: Callable[[], Reuse] | None = None
     trust: float = 1.0
     index_age: float = 0.0
-    ends_only: bool = False
+    resume_every: int = 1
     capacity: int = 0
 
     @property

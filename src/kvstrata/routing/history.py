@@ -136,13 +136,14 @@ class History:
         for request in [one.id for one in self._sent.values() if one.replica == replica]:
             self.drop(request)
 
-    def match(self, prefix: Hashes, now: float, *, ends_only: bool = False) -> dict[str, int]:
+    def match(self, prefix: Hashes, now: float, *, every: int = 1) -> dict[str, int]:
         """How many hashes of a prompt's beginning were sent to which replicas.
 
         Args:
             prefix: of the prompt that is to be placed.
             now: seconds.
-            ends_only: count only prompts that this one continues, in full, and junctions.
+            every: besides prompts that this one continues in full, and junctions, count multiples of so
+                many hashes; none where it is 0.
 
         Returns:
             By replica, above 0; replicas without anything are left out.
@@ -150,7 +151,7 @@ class History:
         if not self._sent or not len(prefix):
             return {}
         found = self._continued(prefix, now)
-        if ends_only:
+        if not every:
             return found
         counts, keys = _at_grid(prefix)
         reached: set[str] = set()
@@ -162,7 +163,9 @@ class History:
             for replica, sent in holders.items():
                 if replica not in reached and sent.until >= now:
                     reached.add(replica)
-                    found[replica] = max(count, found.get(replica, 0))
+                    whole = count - count % every
+                    if whole > found.get(replica, 0):
+                        found[replica] = whole
         return found
 
     def _continued(self, prefix: Hashes, now: float) -> dict[str, int]:

@@ -351,20 +351,22 @@ class _Known:
         self._policy = policy
         self._request = request
         self._now = now
-        self._found: dict[int, Mapping[str, int]] = {}
+        self._found: dict[tuple[bool, int], Mapping[str, int]] = {}
 
     def tokens(self, candidate: Candidate) -> int:
         """Tokens that the candidate is believed to hold although its index does not say so."""
         silent = candidate.reuse is None
-        kind = 2 * silent + candidate.ends_only
+        kind = silent, candidate.resume_every
         found = self._found.get(kind)
         if found is None:
-            found = self._found[kind] = self._ask(silent, candidate.ends_only)
+            found = self._found[kind] = self._ask(*kind)
         return found.get(candidate.name, 0) * self._request.prefix_tokens if found else 0
 
-    def _ask(self, silent: bool, ends_only: bool) -> Mapping[str, int]:
+    def _ask(self, silent: bool, resume_every: int) -> Mapping[str, int]:
         prefix = self._request.prefix
         if prefix is None:
             return {}
         history = self._policy._remembered if silent else self._policy._predicted
-        return history.match(prefix, self._now, ends_only=ends_only)
+        # A place between two hashes is none.
+        every = -(-resume_every // self._request.prefix_tokens)
+        return history.match(prefix, self._now, every=every)

@@ -38,7 +38,14 @@ def engine_facts(
         groups=tuple(groups),
         device_blocks=kv_cache_config.num_blocks,
         release=__version__,
+        retention_tokens=_retention(vllm_config.cache_config),
     )
+
+
+def _retention(cache_config: Any) -> int:
+    """See `EngineFacts.retention_tokens`; before vLLM had an interval, it kept all blocks."""
+    interval = getattr(cache_config, "prefix_cache_retention_interval", None)
+    return 1 if interval is None else int(interval)
 
 
 def _device_only(index: int, spec: Any) -> GroupFacts:

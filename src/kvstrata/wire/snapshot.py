@@ -63,6 +63,8 @@ class EngineFacts(msgspec.Struct, frozen=True):
         storage: names the namespace and its place, as events of the storage tier do; None without one.
         device_blocks: blocks of the device's cache.
         release: of this package.
+        retention_tokens: tokens between places where windowed groups are kept besides the ends of prompts
+            (vLLM's `prefix_cache_retention_interval`): 0 for none, 1 where all blocks are kept.
     """
 
     model: str
@@ -74,6 +76,7 @@ class EngineFacts(msgspec.Struct, frozen=True):
     storage: str | None = None
     device_blocks: int = 0
     release: str = ""
+    retention_tokens: int = 0
 
 
 class Header(msgspec.Struct, frozen=True):

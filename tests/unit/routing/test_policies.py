@@ -239,13 +239,23 @@ def test_what_failed_or_was_given_up_does_not_count() -> None:
 
 
 def test_where_windows_are_kept_at_the_end_only_a_continuation_counts() -> None:
-    ends = [replica(name, ends_only=True) for name in "abcd"]
+    ends = [replica(name, resume_every=0) for name in "abcd"]
     policy = Seconds()
     first = send(policy, ask("1", prefix=prefix(1, 2)), ends, 0.0)
     answer(policy, first, 0.8)
     assert policy.decide(ask("2", prefix=prefix(1, 3)), ends, 1.0).reason == "cold"
     longer = policy.decide(ask("3", prefix=prefix(1, 2, 3), tokens=12_000), ends, 1.0)
     assert longer.chosen == first.chosen
+
+
+def test_with_a_retention_interval_the_second_prompt_resumes_at_a_multiple_of_it() -> None:
+    kept = [replica(name, resume_every=1000) for name in "abcd"]  # 125 hashes of 8 tokens
+    policy = Seconds()
+    first = send(policy, ask("1", prefix=prefix(1, 2)[:640]), kept, 0.0)
+    answer(policy, first, 0.8)
+    parted = np.concatenate((prefix(1, 2)[:300], prefix(3)))
+    second = policy.decide(ask("2", prefix=parted), kept, 1.0)
+    assert (second.chosen, second.appraisal.predicted_tokens) == (first.chosen, 2000)
 
 
 def test_a_silent_replica_is_believed_to_hold_what_it_was_sent_but_not_fully() -> None:

@@ -91,7 +91,7 @@ def test_matches_are_those_of_a_plain_list(told: list, asked: str) -> None:
     found = history.match(hashes(asked), now)
     for replica, count in found.items():
         assert ends.get(replica, 0) <= count <= exact[replica]
-    continued = history.match(hashes(asked), now, ends_only=True)
+    continued = history.match(hashes(asked), now, every=0)
     shared = {
         replica: max(min(parted, common(text, asked)) for parted, text in those)
         for replica, those in junctions.items()
@@ -133,8 +133,17 @@ def test_where_two_prompts_part_counts_only_for_models_that_can_resume_there() -
     history.add("1", "x", hashes("system", "one"), 0.0, 10.0)
     asked = hashes("system", "two")
     assert history.match(asked, 0.0) == {"x": 6}
-    assert history.match(asked, 0.0, ends_only=True) == {}
-    assert history.match(hashes("system", "one", "and on"), 0.0, ends_only=True) == {"x": 9}
+    assert history.match(asked, 0.0, every=0) == {}
+    assert history.match(hashes("system", "one", "and on"), 0.0, every=0) == {"x": 9}
+
+
+def test_with_a_retention_interval_prompts_part_at_its_multiples() -> None:
+    history = History()
+    history.add("1", "x", hashes("system", "one"), 0.0, 10.0)
+    asked = hashes("system", "two")
+    assert history.match(asked, 0.0, every=4) == {"x": 4}
+    assert history.match(asked, 0.0, every=7) == {}
+    assert history.match(hashes("system", "one", "and on"), 0.0, every=4) == {"x": 9}
 
 
 def test_the_second_prompt_with_a_beginning_leaves_a_junction_on_its_replica() -> None:
@@ -142,15 +151,15 @@ def test_the_second_prompt_with_a_beginning_leaves_a_junction_on_its_replica() -
     history.add("1", "x", hashes("system", "one"), 0.0, 10.0)
     history.add("2", "y", hashes("system", "two"), 0.0, 10.0)
     asked = hashes("system", "three")
-    assert history.match(asked, 0.0, ends_only=True) == {}
+    assert history.match(asked, 0.0, every=0) == {}
     history.add("3", "x", hashes("system", "ten"), 0.0, 10.0)
-    assert history.match(asked, 0.0, ends_only=True) == {"x": 6}
-    assert history.match(hashes("sys"), 0.0, ends_only=True) == {}
+    assert history.match(asked, 0.0, every=0) == {"x": 6}
+    assert history.match(hashes("sys"), 0.0, every=0) == {}
     # The first may be gone: the windows are the second's.
     history.drop("1")
-    assert history.match(asked, 0.0, ends_only=True) == {"x": 6}
+    assert history.match(asked, 0.0, every=0) == {"x": 6}
     history.drop("3")
-    assert history.match(asked, 0.0, ends_only=True) == {}
+    assert history.match(asked, 0.0, every=0) == {}
 
 
 def test_an_answer_does_not_grow_with_the_holders_of_a_hot_prefix() -> None:
