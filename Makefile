@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup models demo demo-fleet test test-zoo check format clean distclean
+.PHONY: help setup models demo demo-fleet test test-zoo soak check format clean distclean
 
 help:  ## show this
 	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -26,6 +26,9 @@ test: setup  ## all tests, those with real engines included
 
 test-zoo: setup  ## the full examination of every kind of model, with real engines; build/zoo
 	@scripts/test tests/e2e -m zoo
+
+soak: setup  ## half an hour of random faults, two engines, one directory; build/soak
+	@$(PYTHON) -m lab.soak --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 
 check: setup  ## formatting, lint, types, import layers
 	@scripts/check

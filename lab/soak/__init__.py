@@ -1,0 +1,1 @@
+"""Two engines, one directory, random faults, requests with known answers (`python -m lab.soak`)."""

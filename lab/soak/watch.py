@@ -1,0 +1,64 @@
+"""What processes and directories hold: descriptors, threads, memory, files. Looked at from outside."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvstrata.fileio.publish import TEMPORARY
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a process holds.
+
+    Attributes:
+        descriptors: open files.
+        threads: of the process.
+        resident: bytes of memory.
+    """
+
+    descriptors: int
+    threads: int
+    resident: int
+
+    def exceeds(self, level: "Held") -> bool:
+        """Whether there are more descriptors or threads than in `level`."""
+        return self.descriptors > level.descriptors or self.threads > level.threads
+
+
+def held(pid: int) -> Held | None:
+    """What a process holds now; None if there is no such process."""
+    root = Path(f"/proc/{pid}")
+    try:
+        lines = (root / "status").read_text().splitlines()
+        facts = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return Held(
+            descriptors=len(list((root / "fd").iterdir())),
+            threads=int(facts["Threads"]),
+            resident=int(facts["VmRSS"].split()[0]) * 1024,
+        )
+    except (OSError, KeyError):  # a process that is ending has no VmRSS
+        return None
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process stand for."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return sorted(found)
+
+
+def temporary_files(root: Path) -> list[Path]:
+    """Files below a root that are being written, or whose writer died."""
+    return files(root, lambda name: name.startswith(TEMPORARY))
+
+
+def files(root: Path, wanted: Callable[[str], bool] = lambda _name: True) -> list[Path]:
+    """Files below a directory, at any depth; none where there is no directory."""
+    return [
+        Path(parent, name) for parent, _, names in os.walk(root) for name in names if wanted(name)
+    ]
