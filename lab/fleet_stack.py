@@ -150,7 +150,7 @@ class RouterProcess:
         fleet: to route to.
         model: whose tokenizer reads prompts of text.
         directory: for its configuration and its log.
-        settings: further entries of its configuration.
+        settings: further entries of its configuration; a mapping among them is a table.
     """
 
     def __init__(
@@ -170,8 +170,14 @@ class RouterProcess:
             "port = 0",
             f"policy = {json.dumps(policy)}",
             f"tokenizer = {json.dumps(str(MODELS_ROOT / model))}",
-            *(f"{name} = {json.dumps(value)}" for name, value in (settings or {}).items()),
         ]
+        tables = []
+        for key, value in (settings or {}).items():
+            if isinstance(value, Mapping):
+                tables += [f"[{key}]", *(f"{one} = {json.dumps(v)}" for one, v in value.items())]
+            else:
+                lines.append(f"{key} = {json.dumps(value)}")
+        lines += tables
         for name, server in fleet.servers.items():
             lines += ["[[replica]]", f'url = "http://127.0.0.1:{server.port}"', f'name = "{name}"']
         self._config.write_text("\n".join(lines) + "\n")

@@ -163,6 +163,23 @@ def test_a_load_cap_reaches_the_engine_and_is_obeyed(stack: Stack) -> None:
         assert cached(answer) > 1000 if cap is None else cached(answer) <= cap
 
 
+def test_the_router_itself_keeps_an_engine_from_a_load_that_costs_more_than_computing(
+    stack: Stack, tmp_path: Path
+) -> None:
+    slow = {"memory_bytes_per_s": 1e4, "storage_bytes_per_s": 1e4, "prefill_tokens_per_s": 1e5}
+    prompt = prompt_ids(1200, seed=25)
+    before, _ = stack.complete(prompt)
+    stack.fleet.empty_devices()
+    until(lambda: min(stack.reach(prompt).values()) > 1000)
+    with RouterProcess("seconds", stack.fleet, MODEL, tmp_path, {"profile": slow}) as router:
+        other = Stack(stack.fleet, router)
+        until(lambda: min(other.reach(prompt).values()) > 1000)
+        answer, record = other.complete(prompt)
+    assert record["load_cap"] == 0
+    assert cached(answer) == 0 == record["outcome"]["cached_tokens"]
+    assert answer.choices[0].text == before.choices[0].text
+
+
 def test_an_engine_that_is_killed_costs_its_streams_and_nothing_else(stack: Stack) -> None:
     prompts = [prompt_ids(200, seed=seed) for seed in range(30, 34)]
     streams, names = [], []

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from kvstrata.errors import ConfigError
 from kvstrata.options import parse_size
+from kvstrata.routing.cost import Profile
 
 _LONGEST = 7 * 24 * 3600.0
 _NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,127}")
@@ -68,6 +71,14 @@ def _secrets(value: object) -> tuple[str, ...]:
     return tuple(_secret(one) for one in value)
 
 
+def _profile(value: object) -> Profile:
+    try:
+        return msgspec.convert(value, Profile)
+    except (msgspec.ValidationError, ConfigError) as error:
+        names = ", ".join(Profile.__struct_fields__)
+        raise ValueError(f"a table of {names} ({error})") from None
+
+
 def _option(default: Any, parse: Callable[[object], Any], doc: str) -> Any:
     return field(default=default, metadata={"parse": parse, "doc": doc})
 
@@ -118,6 +129,11 @@ class RouterConfig:
     )
     state: str | None = _option(
         None, _text, "File that keeps what the policy learns over a restart; written each minute."
+    )
+    profile: Profile | None = _option(  # noqa: RUF009  # as the others: a field with metadata
+        None,
+        _profile,
+        "Table of what is thought of every engine's speed before anything is known.",
     )
     api_keys: tuple[str, ...] = _option(
         (), _secrets, "Keys that clients must show; without any, theirs is passed on to the engine."
@@ -267,7 +283,16 @@ def read_config(
 
 def only_at_start(old: RouterConfig, new: RouterConfig) -> list[str]:
     """Names of changed settings that need a restart of the router to take effect."""
-    fixed = ("host", "port", "policy", "tokenizer", "state", "max_head", "engine_keepalive")
+    fixed = (
+        "host",
+        "port",
+        "policy",
+        "tokenizer",
+        "state",
+        "profile",
+        "max_head",
+        "engine_keepalive",
+    )
     return [name for name in fixed if getattr(old, name) != getattr(new, name)]
 
 

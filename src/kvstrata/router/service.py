@@ -56,8 +56,9 @@ class Router:
         self._follower: FleetChooser | None = None
         self._preparing: asyncio.Task[None] | None = None
         if chooser is None and config.policy in BY_PROMPT:
-            chooser = self._follower = follow(make_policy(config.policy), config.tokenizer)
-        chooser = chooser or PolicyChooser(make_policy(config.policy))
+            policy = make_policy(config.policy, config.profile)
+            chooser = self._follower = follow(policy, config.tokenizer)
+        chooser = chooser or PolicyChooser(make_policy(config.policy, config.profile))
         self.application = Application(lambda: self.config, chooser, self.reload)
         self._keeping: Keeping | None = None
         if config.state is not None:

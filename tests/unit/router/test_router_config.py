@@ -16,6 +16,7 @@ from kvstrata.router.health import EngineLoad, Health, State, read_load
 from kvstrata.router.inbound import Request
 from kvstrata.router.line import Line
 from kvstrata.router.refusals import RefusedError
+from kvstrata.routing.cost import Profile
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "router.md"
 
@@ -78,6 +79,15 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path.write_text("port = ")
     with pytest.raises(ConfigError, match=r"f\.toml"):
         read_config(path)
+
+
+def test_what_is_stated_of_engines_is_a_table_of_known_figures() -> None:
+    stated = RouterConfig.parse({"profile": {"prefill_tokens_per_s": 500}}).profile
+    assert stated is not None and stated.prefill_tokens_per_s == 500
+    assert stated.storage_bytes_per_s == Profile().storage_bytes_per_s
+    for wrong in ({"speed": 1}, {"overlap": 2}, {"prefill_tokens_per_s": "many"}, 7):
+        with pytest.raises(ConfigError, match=r"profile must be a table of .*storage_bytes_per_s"):
+            RouterConfig.parse({"profile": wrong})
 
 
 def test_the_document_lists_every_setting() -> None:
