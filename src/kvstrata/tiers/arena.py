@@ -1,10 +1,11 @@
 """The host arena: one shared mapping that the scheduler process and every worker of an engine attach.
 
 Theory of operation. The mapping is a file in a memory filesystem. Whoever comes first makes it under a
-private name, at full size with its pages allocated, and links it to the engine's name; the others open
-that. Each member holds a shared lock on the file for life. Workers *declare* facts that only they know
-(bytes of a block, memory layout); the scheduler, which is made last, collects the declarations and then
-*seals* the arena: it removes the name. From then on the kernel frees the memory when the last process is
+private name, at full size, and links it to the engine's name; the others open that. Its maker's thread
+then allocates the pages (`arena_pages`), while the engine warms up. Each member holds a shared lock on the
+file for life. Workers *declare* facts that only they know (bytes of a block, memory layout); the scheduler,
+which is made last, collects the declarations, waits until all memory is there, and then *seals* the arena:
+it removes the name. From then on the kernel frees the memory when the last process is
 gone, however it dies. An engine killed before it sealed leaves a name behind, which nobody locks: every
 new arena first sweeps such names away.
 """
@@ -19,19 +20,18 @@ import mmap
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kvstrata.errors import ArenaError
+from kvstrata.tiers.arena_pages import Pages, Progress, gives_huge_pages
 
 _PREFIX = "kvstrata-"
 _MAGIC = b"KVARENA1"
-_MADV_POPULATE_WRITE = 23
+_PROGRESS = slice(16, 32)
+"""Where in the control area `Progress` lies, behind magic and world size."""
 _CELL = 64 << 10
 """Bytes of one declaration cell, and of the first page area."""
-_STEP = 256 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def arena_path(directory: str, engine_id: str) -> Path:
@@ -60,7 +60,7 @@ def sweep(directory: str) -> list[Path]:
 
 
 class Arena:
-    """One attached member's mapping.
+    """One attached member's mapping. Its bytes may be touched once `await_memory` has returned.
 
     Attributes:
         data: writable uint8 view of the data area.
@@ -68,7 +68,7 @@ class Arena:
         address: address of its first byte in this process.
     """
 
-    def __init__(self, path: Path, fd: int, world_size: int) -> None:
+    def __init__(self, path: Path, fd: int, world_size: int, *, maker: bool) -> None:
         self.path = path
         self._fd = fd
         self._world_size = world_size
@@ -79,12 +79,13 @@ class Arena:
         self.data = view[start:]
         self.data_bytes = len(self.data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map, start))
-        self._sealed = False
-        self._populate()
+        self._progress = Progress(self._control[_PROGRESS])
+        huge = gives_huge_pages(path.parent)
+        self._pages = Pages(fd, self._map, start, self._progress, maker=maker, huge=huge)
 
     @classmethod
     def attach(cls, directory: str, engine_id: str, data_bytes: int, world_size: int) -> "Arena":
-        """Open the engine's arena, or make it.
+        """Open the engine's arena, or make it; its memory is allocated in the background.
 
         Args:
             directory: of a memory filesystem, such as /dev/shm.
@@ -100,10 +101,11 @@ class Arena:
             sweep(directory)
             for _ in range(100):
                 fd = _open_existing(path)
+                maker = fd is None
                 if fd is None:
                     fd = _create(path, _control_bytes(world_size) + data_bytes, world_size)
                 if fd is not None:
-                    return cls(path, fd, world_size)
+                    return cls(path, fd, world_size, maker=maker)
         except OSError as error:
             raise ArenaError(
                 f"cannot make the host arena in {directory!r}: {error.strerror}; give the option "
@@ -134,13 +136,13 @@ class Arena:
         cell[0] = 1  # last: a reader that sees it sees all
 
     def declarations(self, timeout: float) -> list[dict[str, Any]]:
-        """Every worker's facts, in rank order; waits for them.
+        """Every worker's facts, in rank order; waits for them, and then for the arena's memory.
 
         Args:
-            timeout: seconds.
+            timeout: seconds for the workers; for the memory, seconds without progress.
 
         Raises:
-            ArenaError: a worker did not declare in time.
+            ArenaError: a worker did not declare in time, or there is too little memory.
         """
         deadline = time.monotonic() + timeout
         for rank in range(self._world_size):
@@ -151,11 +153,37 @@ class Arena:
                         f"{timeout:g} s: all workers of an engine must run on the scheduler's machine"
                     )
                 time.sleep(0.01)
+        self.await_memory(timeout)
         return [json.loads(self._text(rank)) for rank in range(self._world_size)]
+
+    def await_memory(self, patience: float) -> None:
+        """Wait until every byte can be touched.
+
+        Args:
+            patience: seconds without progress; the whole takes about a second a few GiB.
+
+        Raises:
+            ArenaError: the memory filesystem is full, or its maker makes no progress.
+        """
+        seen, deadline = -1, 0.0
+        while (allocated := self._progress.allocated) < self.data_bytes:
+            if self._progress.error:
+                raise _refusal(self._progress.error, self.data_bytes, self.path.parent)
+            if allocated != seen:
+                seen, deadline = allocated, time.monotonic() + patience
+            if time.monotonic() > deadline:
+                raise ArenaError(
+                    f"only {allocated} of {self.data_bytes} bytes of the host arena were allocated, and "
+                    f"none for {patience:g} s: has the worker that does it died, or is the machine swapping?"
+                )
+            time.sleep(0.005)
+
+    def await_pages(self) -> None:
+        """Wait until this member has mapped every page. Copies need not; measurements want it."""
+        self._pages.join()
 
     def seal(self) -> None:
         """Remove the name. The memory lives as long as any member is attached."""
-        self._sealed = True
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
@@ -163,8 +191,10 @@ class Arena:
         """Detach. The views must not be used any more; a view still held keeps the mapping alive."""
         if self._fd < 0:
             return
+        self._pages.stop()  # it must not touch addresses that are another mapping's by then
         os.close(self._fd)
         self._fd = -1
+        self._progress.release()
         for view in (self.data, self._control):
             with contextlib.suppress(BufferError):
                 view.release()
@@ -179,21 +209,9 @@ class Arena:
         length = int.from_bytes(bytes(cell[1:4]), "big")
         return bytes(cell[4 : 4 + length])
 
-    def _populate(self) -> None:
-        """Map every page now, so that no copy pays for a page fault later."""
-        for start, length in _steps(self.data_bytes):
-            where = ctypes.c_void_p(self.address + start)
-            if _libc.madvise(where, ctypes.c_size_t(length), _MADV_POPULATE_WRITE):
-                break  # kernels before 5.14 fault pages in at first use instead
-
 
 def _control_bytes(world_size: int) -> int:
     return _CELL * (world_size + 1)
-
-
-def _steps(total: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, _STEP):
-        yield start, min(_STEP, total - start)
 
 
 def _open_existing(path: Path) -> int | None:
@@ -225,7 +243,8 @@ def _create(path: Path, size: int, world_size: int) -> int | None:
     fd = os.open(private, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
-        _allocate(fd, size, path.parent)
+        _check_room(size, path.parent)
+        os.ftruncate(fd, size)
         os.pwrite(fd, _MAGIC + world_size.to_bytes(4, "big"), 0)
         os.link(private, path)
     except FileExistsError:
@@ -239,20 +258,24 @@ def _create(path: Path, size: int, world_size: int) -> int | None:
     return fd
 
 
-def _allocate(fd: int, size: int, directory: Path) -> None:
-    """Give the file its pages now: a missing page later would be a SIGBUS in the middle of a copy."""
+def _check_room(size: int, directory: Path) -> None:
+    """Refuse at once what cannot succeed; `Pages` finds out what others take meanwhile."""
+    status = os.statvfs(directory)
+    if status.f_bavail * status.f_frsize < size:
+        raise _refusal(errno.ENOSPC, size, directory)
+
+
+def _refusal(number: int, size: int, directory: Path) -> ArenaError:
+    """The error for people when the arena's memory cannot be had."""
+    if number != errno.ENOSPC:
+        return ArenaError(
+            f"the host arena in {str(directory)!r} cannot be allocated: {os.strerror(number)}; give the "
+            f"option 'shm_dir' a writable directory of a memory filesystem"
+        )
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize
-    try:
-        if free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for start, length in _steps(size):
-            os.posix_fallocate(fd, start, length)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ArenaError(
-            f"the host arena needs {size} bytes in {str(directory)!r}, where {free} are free: lower the "
-            f"option 'memory', or raise the limit (docker run --shm-size=…, a Kubernetes emptyDir with "
-            f"medium: Memory and a larger sizeLimit, or mount -o remount,size=… {directory})"
-        ) from error
+    return ArenaError(
+        f"the host arena needs {size} bytes in {str(directory)!r}, where {free} are free: lower the "
+        f"option 'memory', or raise the limit (docker run --shm-size=…, a Kubernetes emptyDir with "
+        f"medium: Memory and a larger sizeLimit, or mount -o remount,size=… {directory})"
+    )

@@ -19,6 +19,9 @@ from kvstrata.vllm_plugin.host_copier import Finished, HostCopier
 
 logger = init_logger(__name__)
 
+PIN_PATIENCE = 120.0
+"""Seconds without progress after which the arena's memory is no longer waited for."""
+
 
 class ArenaSlots(LoadStoreSpec):
     """Arena side of one transfer, in vLLM's metadata.
@@ -126,6 +129,7 @@ def _make_copier(device: torch.device, arena: Arena) -> Copier:
         return HostCopier()
     from kvstrata.vllm_plugin.device_copier import DeviceCopier, pin
 
+    arena.await_memory(PIN_PATIENCE)  # pinning touches every page
     if not pin(arena.address, arena.data_bytes):
         logger.warning(
             "the host arena could not be pinned; copies to and from %s will be slower", device
