@@ -4,6 +4,7 @@ Pure address arithmetic with numpy, so that what a CUDA copy engine is given is 
 has none.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -114,11 +115,75 @@ def build_copies(
 
 
 def coalesce(copies: Copies) -> Copies:
-    """Join copies that continue each other on both sides, so that fewer, longer ones remain."""
+    """Join neighbours that continue each other on both sides, so that fewer, longer ones remain."""
     if len(copies.nbytes) < 2:
         return copies
-    order = np.lexsort((copies.device, copies.arena))
-    device, arena, nbytes = (values[order] for values in copies)
+    device, arena, nbytes = copies
     joins = (device[:-1] + nbytes[:-1] == device[1:]) & (arena[:-1] + nbytes[:-1] == arena[1:])
+    if not joins.any():
+        return copies
     heads = np.flatnonzero(np.concatenate([[True], ~joins]))
     return Copies(device[heads], arena[heads], np.add.reduceat(nbytes, heads))
+
+
+class Runs(NamedTuple):
+    """Copies of equal length at equal distances, run by run: four int64 arrays of equal length.
+
+    Run `i` is the `rows[i]` copies from `heads[i]` on; from one to the next the device address grows by
+    `device_step[i]` and the arena address by `arena_step[i]`, either of which may be negative.
+    """
+
+    heads: Offsets
+    rows: Offsets
+    device_step: Offsets
+    arena_step: Offsets
+
+
+def strided_runs(copies: Copies) -> Runs:
+    """Find the runs: three neighbours or more (two, where one run turns into another).
+
+    All else is runs of one row, whose steps are 0.
+
+    One layer's pages of consecutive blocks are such a run, even where all layers of a block lie together in
+    the arena and nothing can be joined.
+    """
+    count = len(copies.nbytes)
+    zeros = np.zeros(count, dtype=np.int64)
+    if count < 3:
+        return Runs(np.arange(count, dtype=np.int64), zeros + 1, zeros, zeros)
+    steps = np.stack([np.diff(copies.device), np.diff(copies.arena)])
+    same = (steps[:, 1:] == steps[:, :-1]).all(axis=0)
+    even = copies.nbytes[1:] == copies.nbytes[:-1]
+    same &= even[1:] & even[:-1]
+    no = np.zeros(1, dtype=bool)
+    # A step belongs to a run if one beside it is like it; the row between two unlike runs is the first's.
+    inside = np.concatenate([no, same]) | np.concatenate([same, no])
+    turns = inside[1:] & inside[:-1] & ~same
+    begins = np.concatenate([~no, ~inside])
+    begins[2:] |= turns
+    heads = np.flatnonzero(begins)
+    rows = np.diff(heads, append=count)
+    first = np.minimum(heads, count - 2)
+    single = rows == 1
+    device_step, arena_step = (np.where(single, 0, step[first]) for step in steps)
+    return Runs(heads, rows, device_step, arena_step)
+
+
+def split(copies: Copies, piece_bytes: int, least: int) -> list[Copies]:
+    """Cut into pieces of about equal bytes, between rows.
+
+    Args:
+        copies: to cut.
+        piece_bytes: that a piece should not exceed by more than a row.
+        least: pieces wanted, where there is enough to do for so many: a tenth of `piece_bytes` each.
+    """
+    total = copies.total_bytes
+    few = min(least, total * 10 // piece_bytes)
+    number = max(1, few, -(-total // piece_bytes))
+    ends = np.cumsum(copies.nbytes)
+    cuts = np.searchsorted(ends, np.arange(1, number) * total // number, side="left") + 1
+    bounds = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
+    return [
+        Copies(*(values[low:high] for values in copies))
+        for low, high in itertools.pairwise(bounds.tolist())
+    ] or [copies]

@@ -12,7 +12,7 @@ import torch
 from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 
-from kvstrata.vllm_plugin.copies import Copies
+from kvstrata.vllm_plugin.copies import Copies, coalesce
 from kvstrata.vllm_plugin.host_copier import Finished
 
 
@@ -55,15 +55,16 @@ class DeviceCopier:
 
     def submit(self, job: int, copies: Copies, *, to_device: bool) -> None:
         """Begin a transfer. The memory on both sides must stay until it has ended."""
+        joined = coalesce(copies)
         source, target = (
-            (copies.arena, copies.device) if to_device else (copies.device, copies.arena)
+            (joined.arena, joined.device) if to_device else (joined.device, joined.arena)
         )
         pointers = tuple(
             torch.from_numpy(values).to(dtype).pin_memory()
             for values, dtype in (
                 (source, self._pointer_dtype),
                 (target, self._pointer_dtype),
-                (copies.nbytes, self._pointer_dtype),
+                (joined.nbytes, self._pointer_dtype),
             )
         )
         stream = self._streams[to_device]
@@ -71,7 +72,7 @@ class DeviceCopier:
         began, ended = torch.Event(enable_timing=True), torch.Event(enable_timing=True)
         with current_platform.stream(stream):
             began.record(stream)
-            if len(copies.nbytes):
+            if len(joined.nbytes):
                 # Sources of a load are host memory that nothing writes meanwhile.
                 ops.swap_blocks_batch(*pointers, is_src_access_order_any=to_device)
             ended.record(stream)

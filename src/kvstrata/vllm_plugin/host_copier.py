@@ -1,7 +1,10 @@
-"""Device ↔ arena copies where the device is host memory (vLLM's CPU build)."""
+"""Device ↔ arena copies where the device is host memory (vLLM's CPU build).
+
+A run of rows at equal distances is one numpy copy, a single row one `memmove`; both let the GIL go while
+they copy, and nothing is made for a row of a run.
+"""
 
 import ctypes
-import itertools
 import os
 import queue
 import threading
@@ -10,12 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kvstrata.vllm_plugin.copies import Copies, coalesce
+from kvstrata.vllm_plugin.copies import Copies, coalesce, split, strided_runs
 
 LOAD_WAIT_SECONDS = 0.0005
+PIECE_BYTES = 16 << 20
+"""Copied without looking for something more urgent: a millisecond or two."""
 
 _memmove = ctypes.memmove  # a foreign call: releases the GIL while it copies
 
@@ -64,26 +71,13 @@ class HostCopier:
 
     def submit(self, job: int, copies: Copies, *, to_device: bool) -> None:
         """Begin a transfer. The memory on both sides must stay until it has ended."""
-        joined = coalesce(copies)
-        source, target = (
-            (joined.arena, joined.device) if to_device else (joined.device, joined.arena)
-        )
-        count = len(joined.nbytes)
-        bounds = np.linspace(0, count, min(self._parts, max(count, 1)) + 1, dtype=int)
-        transfer = _Transfer(job, len(bounds) - 1, joined.total_bytes)
+        pieces = split(copies, PIECE_BYTES, self._parts)
+        transfer = _Transfer(job, len(pieces), copies.total_bytes)
         self._open[job] = transfer
         if to_device:
             self._loads[job] = transfer
-        for low, high in itertools.pairwise(bounds.tolist()):
-            rows = list(
-                zip(
-                    target[low:high].tolist(),
-                    source[low:high].tolist(),
-                    joined.nbytes[low:high].tolist(),
-                    strict=True,
-                )
-            )
-            self._put(0 if to_device else 1, partial(self._copy, transfer, rows))
+        for piece in pieces:
+            self._put(0 if to_device else 1, partial(self._copy, transfer, piece, to_device))
 
     def finished(self) -> list[Finished]:
         """Transfers that have ended since the last call.
@@ -117,9 +111,8 @@ class HostCopier:
         self._sequence += 1
         self._queue.put((priority, self._sequence, work))
 
-    def _copy(self, transfer: _Transfer, rows: list[tuple[int, int, int]]) -> None:
-        for target, source, nbytes in rows:
-            _memmove(target, source, nbytes)
+    def _copy(self, transfer: _Transfer, piece: Copies, to_device: bool) -> None:
+        copy(piece, to_device=to_device)
         with self._lock:
             transfer.left -= 1
             last = transfer.left == 0
@@ -136,3 +129,49 @@ class HostCopier:
             if work is None:
                 return
             work()
+
+
+def copy(copies: Copies, *, to_device: bool) -> None:
+    """Copy now, in this thread; the two sides must not overlap."""
+    joined = coalesce(copies)
+    runs = strided_runs(joined)
+    source, target = (joined.arena, joined.device) if to_device else (joined.device, joined.arena)
+    from_step, to_step = (
+        (runs.arena_step, runs.device_step) if to_device else (runs.device_step, runs.arena_step)
+    )
+    single = runs.rows == 1
+    lone = runs.heads[single]
+    for to, origin, nbytes in zip(
+        target[lone].tolist(), source[lone].tolist(), joined.nbytes[lone].tolist(), strict=True
+    ):
+        _memmove(to, origin, nbytes)
+    many = np.flatnonzero(~single)
+    heads = runs.heads[many]
+    for to, origin, nbytes, rows, to_stride, from_stride in zip(
+        target[heads].tolist(),
+        source[heads].tolist(),
+        joined.nbytes[heads].tolist(),
+        runs.rows[many].tolist(),
+        to_step[many].tolist(),
+        from_step[many].tolist(),
+        strict=True,
+    ):
+        np.copyto(_window(to, rows, to_stride, nbytes), _window(origin, rows, from_stride, nbytes))
+
+
+class _Memory:
+    """Bytes at an address, as numpy's array interface, version 3, describes them."""
+
+    def __init__(self, address: int, rows: int, stride: int, nbytes: int) -> None:
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (rows, nbytes),
+            "strides": (stride, 1),
+            "data": (address, False),
+        }
+
+
+def _window(address: int, rows: int, stride: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """A writable view of shape (rows, nbytes), uint8; rows are `stride` bytes apart."""
+    return np.asarray(_Memory(address, rows, stride, nbytes))

@@ -1,12 +1,24 @@
 """Pointer arrays against a plain loop over blocks, and the copier against the plain bytes."""
 
+import contextlib
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstrata.vllm_plugin.copies import Copies, GroupSlots, LayerPages, build_copies, coalesce
+from kvstrata.vllm_plugin import device_copier, host_copier
+from kvstrata.vllm_plugin.copies import (
+    Copies,
+    GroupSlots,
+    LayerPages,
+    build_copies,
+    coalesce,
+    split,
+    strided_runs,
+)
 from kvstrata.vllm_plugin.host_copier import HostCopier
 
 
@@ -98,7 +110,150 @@ def test_coalescing_copies_the_same_bytes(pairs) -> None:
     assert len(coalesce(copies).nbytes) <= len(copies.nbytes)
 
 
-def test_the_copier_moves_bytes_both_ways() -> None:
+ROW = 24
+"""Bytes between the places of `block_lists`."""
+
+
+@st.composite
+def block_lists(draw):
+    """Rows as an engine asks for them: stretches of blocks, up, down or anywhere."""
+    places = 60
+    stretches = st.tuples(st.integers(0, places), st.sampled_from([1, 1, -1, 2]), st.integers(1, 9))
+    device, arena = [], []
+    for side in (device, arena):
+        for start, step, length in draw(st.lists(stretches, max_size=8)):
+            side.extend(start + step * i for i in range(length))
+        side[:] = [place for place in dict.fromkeys(side) if 0 <= place < places]
+    count = min(len(device), len(arena))
+    lengths = draw(st.sampled_from([(ROW,), (ROW, 8), (16,)]))
+    nbytes = [lengths[i % 7 % len(lengths)] for i in range(count)]
+    return Copies(*(np.array(values[:count], dtype=np.int64) for values in (device, arena, nbytes)))
+
+
+def addressed(copies: Copies, device: np.ndarray, arena: np.ndarray) -> Copies:
+    return Copies(
+        copies.device * ROW + device.ctypes.data,
+        copies.arena * ROW + arena.ctypes.data,
+        copies.nbytes,
+    )
+
+
+def naively(copies: Copies, *, to_device: bool) -> None:
+    for device, arena, nbytes in zip(*(values.tolist() for values in copies), strict=True):
+        ctypes.memmove(*((device, arena) if to_device else (arena, device)), nbytes)
+
+
+def memory() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return tuple(rng.integers(0, 256, 60 * ROW, dtype=np.uint8) for _ in range(2))
+
+
+@settings(deadline=None)
+@given(block_lists(), st.booleans())
+def test_the_fast_copy_is_the_naive_copy(rows: Copies, to_device: bool) -> None:
+    ours, theirs = memory(), memory()
+    host_copier.copy(addressed(rows, *ours), to_device=to_device)
+    naively(addressed(rows, *theirs), to_device=to_device)
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+@given(block_lists())
+def test_runs_are_all_rows_in_order_each_once(rows: Copies) -> None:
+    found = []
+    runs = strided_runs(rows)
+    for head, count, device_step, arena_step in zip(*(v.tolist() for v in runs), strict=True):
+        for i in range(count):
+            device = int(rows.device[head]) + i * device_step
+            arena = int(rows.arena[head]) + i * arena_step
+            found.append((device, arena, int(rows.nbytes[head])))
+    assert found == list(zip(*(values.tolist() for values in rows), strict=True))
+
+
+def test_pages_of_consecutive_blocks_are_one_run_a_layer() -> None:
+    layers = [LayerPages(base << 20, 64, 64, 40) for base in (1, 2, 3)]
+    up, down = np.arange(4, 14, dtype=np.int32), np.arange(33, 23, -1, dtype=np.int32)
+    slots = GroupSlots(np.arange(20, dtype=np.int64) * 192, 1, 192, (0,))
+    copies = build_copies(np.concatenate([up, down]), [20], [0], [slots], [layers], 1 << 40, 0)
+    runs = strided_runs(coalesce(copies))
+    assert runs.rows.tolist() == [10, 10] * 3
+    assert runs.device_step.tolist() == [64, -64] * 3
+    assert set(runs.arena_step.tolist()) == {192}
+    # One layer, or all of them in one page: nothing but two copies, the second of which runs down.
+    slots = GroupSlots(np.arange(20, dtype=np.int64) * 64, 1, 64, (0,))
+    copies = build_copies(np.concatenate([up, down]), [20], [0], [slots], [layers[:1]], 0, 0)
+    assert strided_runs(coalesce(copies)).rows.tolist() == [1, 10]
+
+
+@given(block_lists(), st.integers(1, 400), st.integers(1, 5))
+def test_pieces_are_the_rows_in_order_and_none_is_large(
+    rows: Copies, piece_bytes: int, least: int
+) -> None:
+    pieces = split(rows, piece_bytes, least)
+    for whole, *parts in zip(rows, *pieces, strict=True):
+        assert np.concatenate(parts).tolist() == whole.tolist()
+    if len(rows.nbytes):
+        assert max(piece.total_bytes for piece in pieces) <= piece_bytes + ROW
+        assert all(len(piece.nbytes) for piece in pieces)
+
+
+class _Event:
+    def __init__(self, enable_timing: bool) -> None:
+        self.recorded = False
+
+    def record(self, stream: object) -> None:
+        self.recorded = True
+
+    def query(self) -> bool:
+        return self.recorded
+
+    def elapsed_time(self, ended: "_Event") -> float:
+        return 2.0
+
+
+def swap_blocks_batch(source, target, nbytes, *, is_src_access_order_any: bool) -> None:
+    """What vLLM's batched copy does, on addresses of host memory."""
+    for to, origin, length in zip(*(v.tolist() for v in (target, source, nbytes)), strict=True):
+        ctypes.memmove(to, origin, length)
+
+
+@pytest.mark.parametrize("to_device", [True, False])
+def test_the_device_copier_gives_vllm_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, to_device: bool
+) -> None:
+    batches = []
+
+    def swap(source, target, nbytes, **options: bool) -> None:
+        batches.append(len(nbytes))
+        assert options == {"is_src_access_order_any": to_device}
+        swap_blocks_batch(source, target, nbytes, **options)
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    platform = SimpleNamespace(
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda one: contextlib.nullcontext(),
+        is_xpu=lambda: False,
+    )
+    monkeypatch.setattr(device_copier, "current_platform", platform)
+    monkeypatch.setattr(device_copier, "ops", SimpleNamespace(swap_blocks_batch=swap))
+    monkeypatch.setattr(device_copier.torch, "Event", _Event)
+    monkeypatch.setattr(device_copier.torch.Tensor, "pin_memory", lambda tensor: tensor)
+    rows = Copies(
+        np.array([3, 4, 5, 9], dtype=np.int64),
+        np.array([20, 21, 22, 1], dtype=np.int64),
+        np.full(4, ROW, dtype=np.int64),
+    )
+    ours, theirs = memory(), memory()
+    copier = device_copier.DeviceCopier()
+    copier.submit(7, addressed(rows, *ours), to_device=to_device)
+    naively(addressed(rows, *theirs), to_device=to_device)
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    assert batches == [2]  # three rows that continue each other are one
+    assert [(done.job, done.nbytes) for done in copier.finished()] == [(7, 4 * ROW)]
+    copier.close()
+
+
+def test_the_copier_moves_bytes_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     device = rng.integers(0, 255, 64 * 100, dtype=np.uint8)
     arena = np.zeros(64 * 100, dtype=np.uint8)
@@ -108,6 +263,7 @@ def test_the_copier_moves_bytes_both_ways() -> None:
         arena.ctypes.data + 64 * np.arange(100),
         np.full(100, 64, dtype=np.int64),
     )
+    monkeypatch.setattr(host_copier, "PIECE_BYTES", 1000)
     copier = HostCopier()
     copier.submit(1, copies, to_device=False)
     copier.wait({1, 77})
