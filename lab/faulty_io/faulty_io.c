@@ -146,7 +146,14 @@ __attribute__((constructor)) static void begin(void) {
 /* The path below the directory ("." for itself), or NULL. `room` holds ROOM bytes. */
 static const char *below(int at, const char *path, char *room) {
     char whole[PATH_MAX];
+    int fd, end;
     if (!control || !path) return NULL;
+    /* A descriptor that is opened anew, or gets a name, by what the system calls it. */
+    if (sscanf(path, "/proc/self/fd/%d%n", &fd, &end) == 1 && !path[end]) {
+        if (fd < 0 || fd >= DESCRIPTORS || !known[fd][0]) return NULL;
+        snprintf(room, ROOM, "%s", known[fd]);
+        return room;
+    }
     if (path[0] != '/') {
         if (at >= 0 && at < DESCRIPTORS && known[at][0]) {
             const char *under = known[at];

@@ -139,8 +139,11 @@ def test_a_call_by_a_descriptor_of_its_directory_is_ours(faults: FaultyIO, child
     child.do("put('d/f', 'abc')")
     faults.set([Rule("open", path="f")])
     assert child.do("os.open('f', os.O_RDONLY, dir_fd=fd('d'))") == "EIO"
+    faults.set([Rule("open", path="f", after=1)])
+    assert child.do("os.open(f'/proc/self/fd/{fd(\"d/f\")}', os.O_RDONLY)") == "EIO"
     faults.set([Rule("read", path="f")])
     assert child.do("open('d/f').read()") == "EIO"
+    assert child.do("os.read(os.open(f'/proc/self/fd/{fd(\"d/f\")}', os.O_RDONLY), 9)") == "EIO"
 
 
 def test_a_descriptor_that_is_used_again_elsewhere_is_not_ours(
