@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = {
         Rule("write", action="lose"),
     )
 }
-PROBABILITIES = (1.0, 0.3, 0.05)
+PROBABILITIES = (1.0, 0.3, 0.1, 0.03)
 
 
 class FaultyCalls:

@@ -13,8 +13,10 @@ from lab.soak.tally import Tally
 KILL = "SIGKILL"
 RESTART = "restart"
 RESET_DEVICE = "reset device"
-OF_ENGINES = (KILL, RESTART, RESET_DEVICE, RESET_DEVICE)
-"""Strikes that are for an engine, not for its files. A reset comes twice as often as any other."""
+OF_ENGINES = (KILL, RESTART, *[RESET_DEVICE] * 5)
+"""Strikes that are for an engine, not for its files. After a reset, prompts come from the tiers."""
+WIPES = frozenset({"delete root", "kvstrata clear"})
+"""They come less often than the others, since what is wrong with files shows only where there are files."""
 
 
 def kinds(place: Place, *, control: bool = False) -> Kinds:
@@ -27,10 +29,11 @@ def kinds(place: Place, *, control: bool = False) -> Kinds:
     missing = set() if place.mounted else set(files.NEED_DISK)
     if not obeys_permissions():
         missing |= files.NEED_PERMISSIONS
-    strikes = (*files.STRIKES, *OF_ENGINES)
+    strikes = [kind for kind in files.STRIKES for _ in range(1 if kind in WIPES else 2)]
+    strikes += OF_ENGINES
     return Kinds(
         windows=tuple(kind for kind in (*files.WINDOWS, *calls.RULES) if kind not in missing),
-        strikes=(*strikes, *files.CONTROL) if control else strikes,
+        strikes=(*strikes, *(files.CONTROL if control else ())),
         exclusive=files.EXCLUSIVE,
         ending=frozenset({KILL, RESTART}),
     )

@@ -24,8 +24,9 @@ from kvstrata.tiers.catalog import iter_namespaces, iter_records
 from lab.soak.place import Place
 
 CLEAR_SECONDS = 60.0
-FEW = 6
-"""Files or directories that a fault touches at most, where it does not touch all."""
+MANY = 30
+"""Files or directories that a fault touches at most, where it does not touch all: a tenth or so of what is
+there, so that requests meet them."""
 
 Random = random.Random
 WindowFault = Callable[[Place, Random], AbstractContextManager[None]]
@@ -47,7 +48,7 @@ def records(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _some(found: list[Path], draw: Random, most: int = FEW) -> list[Path]:
+def _some(found: list[Path], draw: Random, most: int = MANY) -> list[Path]:
     if not found:
         raise FileNotFoundError("nothing there to be touched")
     return draw.sample(found, min(len(found), draw.randrange(1, most + 1)))
@@ -173,7 +174,7 @@ def namespace_is_file(place: Place, draw: Random) -> Iterator[None]:
 @contextlib.contextmanager
 def hash_directories_are_files(place: Place, draw: Random) -> Iterator[None]:
     """Files stand where some directories of records were."""
-    with _away(_some(_hash_directories(place.root), draw, 40), file=True):
+    with _away(_some(_hash_directories(place.root), draw), file=True):
         yield
 
 
@@ -238,7 +239,7 @@ def truncate_records(place: Place, draw: Random) -> int:
 
 def delete_records(place: Place, draw: Random) -> int:
     """Records vanish."""
-    chosen = _some(records(place.root), draw, 20)
+    chosen = _some(records(place.root), draw)
     for path in chosen:
         path.unlink(missing_ok=True)
     return len(chosen)
@@ -246,7 +247,7 @@ def delete_records(place: Place, draw: Random) -> int:
 
 def delete_directories(place: Place, draw: Random) -> int:
     """Directories of records vanish."""
-    chosen = _some(_hash_directories(place.root), draw, 20)
+    chosen = _some(_hash_directories(place.root), draw)
     for path in chosen:
         shutil.rmtree(path, ignore_errors=True)
     return len(chosen)
@@ -270,7 +271,7 @@ def garbage(place: Place, draw: Random) -> int:
         namespace.path / relative_path(make_key(draw.randbytes(32), draw.randrange(2)))
         for _ in range(3)
     ]
-    for path in [*fresh, *(_some(found, draw, 3) if found else [])]:
+    for path in [*fresh, *(_some(found, draw) if found else [])]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw.randbytes(draw.randrange(1, 200_000)))
     return len(fresh)

@@ -27,8 +27,8 @@ LONGEST = 12
 BATCH = 4
 """Prompts that an engine is asked at once at most."""
 
-WINDOW_CHANCE = 0.4
-STRIKE_CHANCE = 0.5
+WINDOW_CHANCE = 0.3
+STRIKE_CHANCE = 0.4
 MID_FLIGHT = 0.4
 """Seconds after the requests were sent within which a fault of the round happens."""
 

@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def save(tally: Tally, facts: Mapping[str, Any], directory: Path = DIRECTORY) ->
     document = {
         "run": dict(facts),
         "failed": tally.faults(),
-        **asdict(tally),
+        # Not asdict: it makes a counter of a counter's items.
+        **{one.name: getattr(tally, one.name) for one in fields(tally)},
+        "left": asdict(tally.left) if tally.left else None,
         "machine": report.machine(),
         "versions": report.versions(),
     }

@@ -23,9 +23,9 @@ SETTINGS = {
     "block_size": 32,
     "max_model_len": 1536,
     "max_num_seqs": 4,
-    "kv_cache_memory_bytes": 24 << 20,
+    "kv_cache_memory_bytes": 14 << 20,
 }
-MEMORY = "16MiB"
+MEMORY = "12MiB"
 READ_DEADLINE = 1.0
 """Seconds. Short, so that hung reads do not take up the soak's time."""
 HANG = 90.0
@@ -306,7 +306,7 @@ class Soak:
             prompt = Prompt(Segment(40, 2 * self._fresh), (Segment(230, 2 * self._fresh + 1),), 4)
             self.oracle.learn([prompt])
             self._one(writer, prompt)
-            self._command(writer, "idle", seconds=SETTLE)
+            self._command(writer, "idle", patience=SETTLE)
             if self._one(reader, prompt) > 0:
                 return True
             time.sleep(0.5)

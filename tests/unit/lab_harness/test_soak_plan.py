@@ -1,6 +1,8 @@
 """The soak's plan is its seed's alone, every fault in it ends, and what is found wrong is told."""
 
 import itertools
+import json
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from lab.soak import calls, files, plan
 from lab.soak.faults import KILL, OF_ENGINES, RESTART
 from lab.soak.plan import CYCLE, LONGEST, WARM, Kinds, Prompt, Segment, rounds
+from lab.soak.report import save
 from lab.soak.run import SETTINGS
 from lab.soak.tally import TIERS, Leaks, Tally
 
@@ -121,6 +124,20 @@ def test_whatever_is_left_hangs_or_dies_fails_the_soak() -> None:
         tally = passed()
         spoil(tally)
         assert len(tally.faults()) == 1
+
+
+def test_the_report_holds_what_was_found(tmp_path: Path) -> None:
+    tally = passed()
+    tally.planned["damage"] += 2
+    tally.done["damage"] += 1
+    tally.stormy.extend([0.5, 1.5])
+    found = json.loads(save(tally, {"seed": 1}, tmp_path).read_text())
+    assert (
+        found["failed"] == [] and found["planned"] == {"damage": 2} and found["run"] == {"seed": 1}
+    )
+    assert found["left"]["temporary"] == 3 and found["counters"]["tokens{tier=memory}"] == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "| damage | 2 | 1 |" in text and "| wrong answers | 0 |" in text
 
 
 def test_a_turn_holds_the_answer_to_the_one_before() -> None:
