@@ -1,0 +1,66 @@
+"""A storage tier that keeps within a bound, together with all others that use the same root."""
+
+import threading
+from collections.abc import Callable
+
+from kvstrata.chunks.key import ChunkKey
+from kvstrata.clock import Clock
+from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.keeper import Done, Keeper, keys_in
+from kvstrata.tiers.passing import PassingTier
+from kvstrata.tiers.shares import Bound
+from kvstrata.tiers.tier import Failed, WriteOutcome
+
+CAPACITY = "capacity"
+"""Reason of a write that would exceed the bound."""
+
+
+class BoundedTier(PassingTier):
+    """Writes only what there is room for; see `Keeper` for how room is made.
+
+    Args:
+        inner: the tier.
+        bound: of its root.
+        clock: for the pace.
+        watch: told after each look at the root; called by the keeper's thread.
+    """
+
+    def __init__(
+        self,
+        inner: FilesystemTier,
+        bound: Bound,
+        clock: Clock,
+        watch: Callable[[Done], None],
+    ) -> None:
+        super().__init__(inner)
+        self._directory = str(inner.directory)
+        self._watch = watch
+        self._guard = threading.Lock()
+        self._removed: list[ChunkKey] = []
+        self._keeper = None if inner.read_only else Keeper(inner.root, bound, clock, self._told)
+        if self._keeper is not None:
+            self._keeper.start()
+
+    def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
+        """See `Tier.write`."""
+        if self._keeper is not None and not self._keeper.admit(len(payload)):
+            return Failed(CAPACITY, "the storage's bound is reached, and room is being made")
+        return self.inner.write(key, payload, first_block)
+
+    def take_removed(self) -> list[ChunkKey]:
+        """See `Tier.take_removed`."""
+        with self._guard:
+            removed, self._removed = self._removed, []
+        return removed
+
+    def close(self) -> None:
+        """See `Tier.close`."""
+        if self._keeper is not None:
+            self._keeper.stop()
+        self.inner.close()
+
+    def _told(self, done: Done) -> None:
+        keys = keys_in(done.removed, self._directory)
+        with self._guard:
+            self._removed += keys
+        self._watch(done)
