@@ -105,7 +105,6 @@ def examine(root: Path, before: list[int] | None) -> None:
     records = {file.path for file in iter_records(namespace)}
     assert len(records) == len(KEYS) and all(read(tier, 0))
     left = {path for path in root.rglob("*") if path.is_file()}
-    left = {path for path in left if path.parent != root or not path.name.startswith(".tmp-")}
     assert left - records == {namespace / NAMESPACE_FILE, root / PLACE_FILE}
 
 

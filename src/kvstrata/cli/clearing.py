@@ -1,5 +1,7 @@
 """`kvstrata clear`: delete records and left-over temporary files, and nothing else."""
 
+import contextlib
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from kvstrata.cli import console, pool
 from kvstrata.cli.inspection import Tally
 from kvstrata.cli.place import is_ours
 from kvstrata.errors import ConfigError
+from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.options import format_size
 from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
 
@@ -80,13 +83,20 @@ class Outcome:
 
     Attributes:
         done: what went of each namespace.
+        beside: temporary files that went beside the namespaces.
         failed: files that could not be deleted.
         failures: why, for the first of them; a root that is not ours to change may hold millions.
     """
 
     done: list[Work] = field(default_factory=list)
+    beside: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def deleted(self) -> int:
+        """Files that are gone."""
+        return sum(_size(work) for work in self.done) + self.beside
 
     def fail(self, error: OSError) -> None:
         """Count a file that could not be deleted."""
@@ -125,16 +135,18 @@ def clear(
     selection = select(age, temporary, time.time())
     with console.progress("looking") as advance:
         plan = [_plan(found, selection, advance) for found in _chosen(path, namespace)]
-    files = sum(_size(work) for work in plan)
+    beside = _beside(path, selection) if namespace is None else []
+    files = sum(_size(work) for work in plan) + len(beside)
     if not as_json or not yes:
-        _show(plan, selection, on_stderr=as_json)
+        _show(plan, beside, selection, on_stderr=as_json)
     if files and not yes:
         _ask(files)
     outcome = _delete(plan, selection)
+    _delete_beside(beside, outcome)
     if as_json:
         console.print_json(_document(path, outcome))
     else:
-        console.out().print(f"{sum(_size(work) for work in outcome.done):,} files deleted")
+        console.out().print(f"{outcome.deleted:,} files deleted")
     for failure in outcome.failures:
         console.err().print(f"kvstrata: {failure}")
     if outcome.failed > len(outcome.failures):
@@ -169,7 +181,9 @@ def _size(work: Work) -> int:
     return work.records.files + work.temporary.files
 
 
-def _show(plan: list[Work], selection: Selection, on_stderr: bool) -> None:
+def _show(
+    plan: list[Work], beside: list[RecordFile], selection: Selection, on_stderr: bool
+) -> None:
     shown = console.table(
         "namespace",
         "records",
@@ -184,6 +198,9 @@ def _show(plan: list[Work], selection: Selection, on_stderr: bool) -> None:
             format_size(work.records.nbytes + work.temporary.nbytes),
             f"{work.temporary.files:,}",
         )
+    if beside:
+        nbytes = sum(file.size for file in beside)
+        shown.add_row("beside them", "0", format_size(nbytes), f"{len(beside):,}")
     to = console.err() if on_stderr else console.out()
     to.print("to be deleted" + (", with the namespaces themselves" if selection.everything else ""))
     to.print(shown)
@@ -232,6 +249,27 @@ def _chosen_files(
             yield file
 
 
+def _beside(root: Path, selection: Selection) -> list[RecordFile]:
+    """Temporary files in the root itself, left by who died while giving the place its name."""
+    found = []
+    for path in root.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):  # its writer lives, and is done
+            status = path.lstat()
+            file = RecordFile(path, b"", status.st_size, status.st_mtime, temporary=True)
+            if stat.S_ISREG(status.st_mode) and selection.covers(file) and is_ours(root, file):
+                found.append(file)
+    return found
+
+
+def _delete_beside(files: list[RecordFile], outcome: Outcome) -> None:
+    for file in files:
+        failure = _unlink(file)
+        if failure is None:
+            outcome.beside += 1
+        else:
+            outcome.fail(failure)
+
+
 def _unlink(file: RecordFile) -> OSError | None:
     try:
         file.path.unlink(missing_ok=True)
@@ -276,7 +314,7 @@ def _remove_namespace(namespace: Path) -> bool:
 def _document(path: Path, outcome: Outcome) -> dict[str, Any]:
     return {
         "path": str(path),
-        "deleted": sum(_size(work) for work in outcome.done),
+        "deleted": outcome.deleted,
         "bytes": sum(work.records.nbytes + work.temporary.nbytes for work in outcome.done),
         "namespaces": [
             {

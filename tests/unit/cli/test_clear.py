@@ -193,6 +193,22 @@ def test_a_left_over_of_the_description_goes_too(tmp_path: Path) -> None:
     assert not root.directory.exists()
 
 
+def test_left_overs_beside_the_namespaces_go_too(tmp_path: Path) -> None:
+    Root(tmp_path).fill(1)
+    names = [".tmp-4711-0123456789abcdef", ".tmp-4712-0123456789abcdef", ".tmp-mine"]
+    _, young, foreign = paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.write_bytes(b"0")
+        set_age(path, 60 if path == young else 2 * HOUR)
+    shown = run(tmp_path, "--temporary")
+    assert shown.exit_code == 2 and "beside them" in shown.stdout
+    assert document(tmp_path, "--temporary", "--namespace", "tiny")["deleted"] == 0
+    assert document(tmp_path, "--temporary")["deleted"] == 1
+    assert [path.exists() for path in paths] == [False, True, True]
+    assert document(tmp_path)["deleted"] == 2
+    assert not young.exists() and foreign.exists()
+
+
 def test_without_a_terminal_nothing_goes_unasked(tmp_path: Path) -> None:
     root = Root(tmp_path)
     root.fill(2)
