@@ -1,6 +1,7 @@
 """Engines in processes of their own: asked, awaited, killed, replaced. The other side is `lab.soak.child`."""
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -17,6 +18,8 @@ from typing import Any
 START_SECONDS = 180.0
 STOP_SECONDS = 60.0
 TAIL_BYTES = 3000
+CONTEXT_BYTES = 300
+TRACEBACK = "Traceback (most recent call last)"
 BOUND = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Takes from root what lets it pass over file permissions."""
 
@@ -83,6 +86,14 @@ class Nursery:
     def tail(self) -> str:
         """The end of what it and its engines printed."""
         return self.log.read_text(errors="replace")[-TAIL_BYTES:]
+
+    def tracebacks(self) -> list[str]:
+        """The beginnings of all tracebacks that its engines printed."""
+        parts = self.log.read_text(errors="replace").split(TRACEBACK)
+        return [
+            before[-CONTEXT_BYTES:] + TRACEBACK + part[:TAIL_BYTES]
+            for before, part in itertools.pairwise(parts)
+        ]
 
     def close(self) -> None:
         """SIGKILL; its engines end with it."""

@@ -53,6 +53,7 @@ def table(tally: Tally, facts: Mapping[str, Any]) -> str:
         ("wrong answers", tally.wrong),
         ("hangs", len(tally.hangs)),
         ("crashes", len(tally.crashes)),
+        ("tracebacks in the engines' logs", len(tally.tracebacks)),
         ("faults done, of planned", f"{tally.done.total():,} of {tally.planned.total():,}"),
         ("system calls met", tally.met.total()),
         ("requests that a SIGKILL ended, asked again", tally.interrupted),

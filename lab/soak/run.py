@@ -237,7 +237,7 @@ class Soak:
         (self.tally.hangs if isinstance(error, EngineHangError) else self.tally.crashes).append(
             text
         )
-        self._say(text)
+        self._say(text.partition("\n")[0])
 
     # Leaks.
 
@@ -261,7 +261,7 @@ class Soak:
             if held.exceeds(level):
                 text = f"round {round_number}, engine {number}: {held}, warm {level}"
                 self.tally.leaks.append(f"{text}\n  {watch.open_files(engine.pid)}")
-                self._say(self.tally.leaks[-1])
+                self._say(text)
 
     @staticmethod
     def _settled(engine: Engine, level: watch.Held | None) -> watch.Held | None:
@@ -286,8 +286,9 @@ class Soak:
                 engine.stop()
             except EngineError as error:
                 self._note(number, error)
-        for calls in self._calls:
+        for calls, nursery in zip(self._calls, self._nurseries, strict=True):
             self.tally.met.update(calls.met())
+            self.tally.tracebacks += nursery.tracebacks()
         temporary = len(watch.temporary_files(self._place.root))
         with contextlib.suppress(OSError):  # what it leaves is counted
             files.run_clear(self._place, "--temporary", "--older-than", "0s")

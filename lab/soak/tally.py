@@ -40,12 +40,11 @@ class Tally:
         interrupted: requests that a planned SIGKILL ended; they are asked again.
         hangs: times that an engine did not answer, start or end in time; what it said.
         crashes: times that an engine died unplanned, or did not start; what it said.
+        tracebacks: what an engine logged of an error that nobody foresaw.
         planned: faults of the plan, by kind.
         done: faults that took place, by kind.
         not_done: why others did not, by kind and error.
         met: calls that failed, were late, short or changed, by kind of rule.
-        kills: engines ended by SIGKILL.
-        restarts: engines ended in order and started again.
         calm: seconds of each batch that was served while no window was on and nothing struck.
         stormy: seconds of the other batches.
         counters: of all engines together, from the last time that each told them.
@@ -64,12 +63,11 @@ class Tally:
     interrupted: int = 0
     hangs: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
     planned: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     not_done: Counter[str] = field(default_factory=Counter)
     met: Counter[str] = field(default_factory=Counter)
-    kills: int = 0
-    restarts: int = 0
     calm: list[float] = field(default_factory=list)
     stormy: list[float] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
@@ -129,6 +127,7 @@ class Tally:
         found += [f"hang: {text}" for text in self.hangs]
         found += [f"crash: {text}" for text in self.crashes]
         found += [f"leak: {text}" for text in self.leaks]
+        found += [f"unforeseen: {text}" for text in self.tracebacks]
         if self.left is None:
             return [*found, "it did not come to its end"]
         if not self.taken_back:

@@ -113,6 +113,7 @@ def test_whatever_is_left_hangs_or_dies_fails_the_soak() -> None:
         lambda tally: tally.hangs.append("no answer"),
         lambda tally: tally.crashes.append("died"),
         lambda tally: tally.leaks.append("a descriptor"),
+        lambda tally: tally.tracebacks.append("an I/O job failed"),
         lambda tally: setattr(tally, "taken_back", False),
         lambda tally: setattr(tally, "left", None),
         lambda tally: setattr(tally, "left", Leaks(1, 0, 0, 0)),
