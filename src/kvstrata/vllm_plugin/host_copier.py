@@ -5,7 +5,6 @@ they copy, and nothing is made for a row of a run.
 """
 
 import ctypes
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstrata.vllm_plugin.copies import Copies, coalesce, split, strided_runs
+from kvstrata.vllm_plugin.processors import usable_processors
 
 LOAD_WAIT_SECONDS = 0.0005
 PIECE_BYTES = 16 << 20
@@ -53,7 +53,7 @@ class HostCopier:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self._parts = threads or max(1, min(2, os.cpu_count() or 1))
+        self._parts = threads or min(2, usable_processors())
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = (
             queue.PriorityQueue()
         )

@@ -1,7 +1,6 @@
 """The storage tier that the options ask for."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +13,17 @@ from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.metered import MeteredTier
 from kvstrata.tiers.tier import Bad, ReadOutcome, Tier, WriteOutcome
+from kvstrata.vllm_plugin.processors import usable_processors
 
 logger = logging.getLogger("vllm.kvstrata")
 
 
 def io_threads(options: Options) -> int:
-    """I/O threads: as the options say, else one for each processor, between 2 and 16."""
-    return options.io_threads or max(2, min(16, os.cpu_count() or 2))
+    """I/O threads: as the options say, else one for each processor that the engine may use.
+
+    At least 2, so that one that hangs does not stop all; at most 16, more than any disk here asked for.
+    """
+    return options.io_threads or max(2, min(16, usable_processors()))
 
 
 def open_storage(
