@@ -107,6 +107,17 @@ class EngineServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.client = EngineClient(self.port, model)
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process; the engine core may be its child.
+
+        Raises:
+            ServerError: it does not run.
+        """
+        if self._process is None:
+            raise ServerError(f"{self.model} does not run")
+        return self._process.pid
+
     def __enter__(self) -> Self:
         self.start()
         return self
