@@ -173,6 +173,11 @@ class Engine:
         self._hang_up()
 
     @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._pid
+
+    @property
     def alive(self) -> bool:
         """Whether the process runs."""
         if self._process is not None:

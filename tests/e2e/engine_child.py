@@ -181,6 +181,12 @@ class Child:
         )
         return [[group, value, count] for (group, value), count in found.items()]
 
+    def forget_memory(self) -> None:
+        """Empty the memory tier, so that what comes next comes from storage; the namespace stays."""
+        memory = self._scheduler().connector._manager.cache.memory
+        for key in list(memory.scan()):
+            memory.remove(key)
+
     def memory_chunks(self) -> list[str]:
         """Keys of the chunks that the memory tier can give, hexadecimal."""
         return [key.hex() for key in self._scheduler().connector._manager.cache.memory.scan()]
