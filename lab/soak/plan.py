@@ -29,6 +29,8 @@ BATCH = 4
 
 WINDOW_CHANCE = 0.3
 STRIKE_CHANCE = 0.4
+SAME_CHANCE = 0.25
+"""Of a round in which all engines are asked the same, so that they store the same chunks at once."""
 MID_FLIGHT = 0.4
 """Seconds after the requests were sent within which a fault of the round happens."""
 
@@ -258,7 +260,10 @@ class _Planner:
                 # They end before the next round in any case; see `Kinds.ending`.
                 self._on = [replace(w, ends=number + 1) for w in self._on]
                 begins = [replace(w, ends=number + 1) for w in begins]
-            prompts = tuple(self._prompts() for _ in range(ENGINES))
+            if self._sizes.random() < SAME_CHANCE:
+                prompts = (self._prompts(),) * ENGINES
+            else:
+                prompts = tuple(self._prompts() for _ in range(ENGINES))
             yield Round(number, prompts, tuple(ends), tuple(begins), tuple(strikes), check)
             number += 1
 

@@ -90,6 +90,11 @@ def test_prompts_fit_the_engine_and_come_again(seed: int) -> None:
     assert any(len(prompt.turns) > 2 for prompt in asked)
 
 
+def test_engines_are_sometimes_asked_the_same_at_once() -> None:
+    same = [one.prompts[0] == one.prompts[1] for one in first(1, 100)]
+    assert 10 < sum(same) < 50
+
+
 def passed() -> Tally:
     """What a soak without any complaint has found."""
     tally = Tally(taken_back=True, left=Leaks(0, 0, 3, 0))
