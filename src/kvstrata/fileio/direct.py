@@ -3,13 +3,13 @@
 What the page cache holds is copied from there, which no device can beat. What it does not hold costs less
 with O_DIRECT: no pages are found for it, none of the others are thrown out, and nothing is copied. Which it
 is, is told by the read of the header, done with RWF_NOWAIT: that takes what is there and waits for nothing,
-so with a file in memory it costs nothing, and with another it is where the device begins to read.
+so with a file in memory it costs nothing, and with another it is where the device begins to read. The header
+stays in memory: a file that is read again soon is buffered then, and in the page cache the third time.
 
 Nothing but speed depends on the answer. Where a file system cannot tell (EOPNOTSUPP, as tmpfs and NFS say),
 tells wrongly, or refuses O_DIRECT, reads are buffered, and the tier does not ask again.
 """
 
-import contextlib
 import ctypes
 import enum
 import errno
@@ -120,7 +120,6 @@ class Reading:
         self._policy = policy
         self._payload_bytes = payload_bytes
         self._direct = -1
-        self._asked: tuple[int, int] | None = None
 
     def __enter__(self) -> "Reading":
         return self
@@ -147,7 +146,6 @@ class Reading:
             done, answer = _ask(self._fd, buffer, offset)
         if policy.direct(answer):
             self._open()
-            self._asked = (offset, len(buffer)) if answer else None
         if done < len(buffer):
             done += read_at(self._fd, [buffer[done:]], offset + done)
             if done and answer is Answer.COLD and policy.doubts:
@@ -191,10 +189,6 @@ class Reading:
     def _finish(self) -> None:
         os.close(self._direct)
         self._direct = -1
-        if self._asked is not None:
-            # The question brought these bytes to memory: next time they would say the same of the rest.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._fd, *self._asked, os.POSIX_FADV_DONTNEED)
 
 
 def _ask(fd: int, buffer: memoryview, offset: int) -> tuple[int, Answer]:

@@ -36,7 +36,6 @@ class System:
         self.refused_open = refused_open
         self.descriptor = -1
         self.direct_bytes = self.buffered_bytes = 0
-        self.dropped: list[tuple[int, int]] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(os, name)
@@ -66,10 +65,6 @@ class System:
         count = os.preadv(fd, buffers, offset)
         self.direct_bytes += count
         return count
-
-    def posix_fadvise(self, _fd: int, offset: int, length: int, advice: int) -> None:
-        assert advice == os.POSIX_FADV_DONTNEED
-        self.dropped.append((offset, length))
 
 
 @pytest.fixture
@@ -121,14 +116,13 @@ def proven() -> DirectPolicy:
 def test_what_is_in_memory_is_read_from_there(fd: int, place: memoryview) -> None:
     system = System([Answer.HOT])
     assert read(fd, proven(), place, system) == BUFFERED_STEP
-    assert system.direct_bytes == 0 and not system.dropped
+    assert system.direct_bytes == 0
 
 
 def test_what_is_not_is_read_past_the_page_cache(fd: int, place: memoryview) -> None:
     system = System([Answer.COLD])
     assert read(fd, proven(), place, system) == DIRECT_STEP
     assert system.direct_bytes == PAYLOAD // PAGE * PAGE
-    assert system.dropped == [(0, HEADER)]
 
 
 def test_the_first_answer_is_checked_before_it_is_believed(fd: int, place: memoryview) -> None:
