@@ -168,3 +168,32 @@ def growth(path: Path, panels: Sequence[Sequence[Line]], labels: Sequence[str]) 
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def speeds(
+    path: Path, xs: Sequence[str], series: Sequence[Curve], title: str, x_label: str
+) -> None:
+    """GB/s, from zero, over equal steps.
+
+    Args:
+        path: of the PNG.
+        xs: names of the steps.
+        series: the lines; x counts steps from 0.
+        title: above the picture.
+        x_label: below.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(figsize=(7, 3.6))
+    for curve in series:
+        axes.plot(curve.xs, curve.ys, curve.style, color=curve.colour, label=curve.name, ms=5)
+    axes.set_xticks(range(len(xs)), xs)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("GB/s")
+    axes.set_title(title, fontsize=10)
+    axes.grid(True, axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)

@@ -1,21 +1,21 @@
 """Files of chunks: our storage tier beside vLLM's C extension and bare system calls, in turn in one run.
 
-Ours verifies every block; the rival verifies nothing. Figures are ratios of medians over rounds.
+Ours verifies every block; vLLM and LMCache verify nothing. Figures are ratios of medians over rounds.
 """
 
 import argparse
 import mmap
-import statistics
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from vllm.v1.kv_offload.tiering.fs.thread_pool import DualQueueThreadPool
 
 from lab import report
 from lab.bench import fileio_sides as sides
+from lab.bench.fileio_figures import COLD, Samples, figures, label, pictures, show
+from lab.bench.fileio_lmcache import WAYS, Chunks, start
 from lab.bench.results import save
 from lab.exclusive import exclusive
 
@@ -28,26 +28,26 @@ REQUESTS = 10
 IO_THREADS = 2
 THEIR_THREADS = 16
 DIRECTORY = report.BUILD / "bench" / "fileio"
-Samples = dict[str, list[float]]
+RIVAL_THREADS = 4
+"""LMCache reads with so many, whoever asks."""
+PICTURES = report.REPOSITORY / "docs" / "assets"
 NOTES = {
-    "load_*": "GB/s of ours over vLLM's, page cache hot, one thread",
+    "load_*": "GB/s of ours over vLLM's, page cache hot, one thread; over LMCache's, four on both sides",
     "load_vs_vllm_default_4MiB": "the same, where vLLM reads with O_DIRECT, its default",
     "load_vs_limit_4MiB": "over open, preadv and close of the same bytes",
-    "cold_vs_vllm_4MiB": "page cache dropped before; buffered both",
+    "cold_vs_vllm_4MiB": "page cache dropped before, vLLM's buffered; default: its O_DIRECT",
     "store_*": "GB/s of ours over vLLM's, buffered, no fsync on either side",
     "request_*": "wall time of vLLM's tier over ours: one request, or ten at once, chunks of 64 KiB",
-    "samples": "GB/s by case, except request: milliseconds",
+    "samples": "GB/s by case, x threads, except request: milliseconds",
 }
 
 
-def label(size: int) -> str:
-    """Such as 64K or 4M."""
-    return f"{size >> 20}M" if size >= 1 << 20 else f"{size >> 10}K"
-
-
 def buffer_of(nbytes: int) -> memoryview:
-    """Random bytes in memory whose pages are there."""
-    memory = mmap.mmap(-1, nbytes)
+    """Random bytes in memory whose pages are there, of a memory file system as the arena's."""
+    fd = os.memfd_create("buffer")
+    os.ftruncate(fd, nbytes)
+    memory = mmap.mmap(fd, nbytes)
+    os.close(fd)
     np.frombuffer(memory, np.uint8)[:] = np.random.default_rng(1).integers(
         0, 256, nbytes, dtype=np.uint8
     )
@@ -63,9 +63,13 @@ def in_turn(names: list[str], turn: int) -> Iterator[str]:
 def loads(rounds: int, samples: Samples, console: Console) -> None:
     """Hot by size and threads, and cold by size."""
     buffer = buffer_of(TOTAL)
+    lmcache = start(console)
     for size in SIZES:
         files = sides.Files(DIRECTORY, buffer, size, TOTAL // size)
         files.make()
+        theirs = None
+        if lmcache:
+            theirs = Chunks(lmcache, DIRECTORY.with_name("fileio-lmcache"), size, TOTAL // size)
         for turn in range(rounds):
             for work in (sides.load_ours, sides.load_theirs):
                 work(files, range(files.count))  # what the last round took from the page cache
@@ -73,12 +77,30 @@ def loads(rounds: int, samples: Samples, console: Console) -> None:
                 for name in in_turn(list(sides.LOADS), turn):
                     seconds = sides.timed(sides.LOADS[name], files, threads)
                     add(samples, f"hot {label(size)} x{threads} {name}", TOTAL / seconds / 1e9)
-            for name in in_turn(["ours", "vllm", "vllm direct"], turn):
-                files.drop_cache()
-                seconds = sides.timed(sides.LOADS[name], files, 1)
-                add(samples, f"cold {label(size)} x1 {name}", TOTAL / seconds / 1e9)
+            for threads in (1, RIVAL_THREADS):
+                for name in in_turn(list(COLD), turn):
+                    files.drop_cache()
+                    seconds = sides.timed(sides.LOADS[name], files, threads)
+                    add(samples, f"cold {label(size)} x{threads} {name}", TOTAL / seconds / 1e9)
+            if theirs:
+                lmcache_loads(theirs, size, samples)
         files.remove()
+        if theirs:
+            theirs.remove()
         console.print(f"loads of {label(size)} measured")
+    if lmcache:
+        lmcache.close()
+
+
+def lmcache_loads(theirs: Chunks, size: int, samples: Samples) -> None:
+    """Hot and cold, in each of LMCache's ways; by its own threads."""
+    for way in WAYS:
+        theirs.seconds(way)  # into the page cache, after the last round's cold reads
+        for state in ("hot", "cold"):
+            if state == "cold":
+                theirs.drop_cache()
+            rate = TOTAL / theirs.seconds(way) / 1e9
+            add(samples, f"{state} {label(size)} x{RIVAL_THREADS} {way}", rate)
 
 
 def stores(rounds: int, samples: Samples, console: Console) -> None:
@@ -125,48 +147,12 @@ def add(samples: Samples, key: str, value: float) -> None:
     samples.setdefault(key, []).append(value)
 
 
-def figures(samples: Samples) -> dict[str, float]:
-    """What the samples say, by name; those not measured are left out."""
-    middle = {key: statistics.median(values) for key, values in samples.items()}
-    wanted = {
-        "load_vs_vllm_1MiB": ("hot 1M x1 ours", "hot 1M x1 vllm"),
-        "load_vs_vllm_4MiB": ("hot 4M x1 ours", "hot 4M x1 vllm"),
-        "load_vs_vllm_default_4MiB": ("hot 4M x1 ours", "hot 4M x1 vllm direct"),
-        "load_vs_limit_4MiB": ("hot 4M x1 ours", "hot 4M x1 bare"),
-        "cold_vs_vllm_4MiB": ("cold 4M x1 ours", "cold 4M x1 vllm"),
-        "store_vs_vllm_1MiB": ("store 1M x1 ours", "store 1M x1 vllm"),
-        "store_vs_vllm_4MiB": ("store 4M x1 ours", "store 4M x1 vllm"),
-        "request_vs_vllm_8192x64KiB": ("request vllm direct", "request ours"),
-        "request_vs_vllm_buffered": ("request vllm", "request ours"),
-        "ten_requests_vs_vllm": ("ten requests vllm direct", "ten requests ours"),
-        "ten_requests_vs_vllm_buffered": ("ten requests vllm", "ten requests ours"),
-    }
-    return {
-        name: middle[above] / middle[below]
-        for name, (above, below) in wanted.items()
-        if above in middle and below in middle
-    }
-
-
-def show(samples: Samples, found: dict[str, float], console: Console) -> None:
-    """Tables for people."""
-    table = Table("case", "median", "least", "most")
-    for key, values in samples.items():
-        table.add_row(
-            key, *(f"{v:.2f}" for v in (statistics.median(values), min(values), max(values)))
-        )
-    console.print(table)
-    table = Table("figure", "value")
-    for name, value in found.items():
-        table.add_row(name, f"{value:.2f}")
-    console.print(table)
-
-
 def main() -> None:
     """Measure, show and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", choices=("loads", "stores", "requests"))
+    parser.add_argument("--pictures", action="store_true", help="into docs/assets, not build/bench")
     chosen = parser.parse_args()
     console = Console()
     samples: Samples = {}
@@ -177,7 +163,8 @@ def main() -> None:
                 part(chosen.rounds, samples, console)
     found = figures(samples)
     show(samples, found, console)
-    path: Path = save("fileio", found, NOTES, samples)
+    path = save("fileio", found, NOTES, samples)
+    pictures(samples, PICTURES if chosen.pictures else path.parent)
     console.print(f"written to {path}")
 
 
