@@ -21,6 +21,8 @@ from kvstrata.vllm_plugin.copies import Copies, coalesce, split, strided_runs
 from kvstrata.vllm_plugin.processors import usable_processors
 
 LOAD_WAIT_SECONDS = 0.0005
+SPIN_SECONDS = 0.002
+"""An engine that asks again so soon computes nothing meanwhile; one that decodes takes longer a step."""
 PIECE_BYTES = 16 << 20
 """Copied without looking for something more urgent: a millisecond or two."""
 
@@ -62,6 +64,7 @@ class HostCopier:
         self._open: dict[int, _Transfer] = {}
         self._loads: dict[int, _Transfer] = {}
         self._finished: deque[Finished] = deque()
+        self._asked = 0.0
         self._threads = [
             threading.Thread(target=self._run, name="kvstrata-copy", daemon=True)
             for _ in range(self._parts)
@@ -82,11 +85,13 @@ class HostCopier:
     def finished(self) -> list[Finished]:
         """Transfers that have ended since the last call.
 
-        With a load under way it waits for a moment: a request stands still for it, and an engine that
-        spins would keep the interpreter from the copying threads.
+        An engine that spins with a load under way is made to wait for a moment: it would keep the
+        interpreter from the copying threads. One that decodes for other requests is not held up.
         """
-        for transfer in list(self._loads.values())[:1]:
-            transfer.done.wait(LOAD_WAIT_SECONDS)
+        if time.perf_counter() - self._asked < SPIN_SECONDS:
+            for transfer in list(self._loads.values())[:1]:
+                transfer.done.wait(LOAD_WAIT_SECONDS)
+        self._asked = time.perf_counter()
         ended = []
         while self._finished:
             ended.append(self._finished.popleft())

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -283,4 +284,23 @@ def test_an_empty_transfer_still_ends() -> None:
     copier.submit(5, Copies(empty, empty, empty), to_device=True)
     copier.wait({5})
     assert [done.job for done in copier.finished()] == [5]
+    copier.close()
+
+
+def test_only_an_engine_that_spins_waits_for_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, go, waited = [100.0], threading.Event(), []
+    monkeypatch.setattr(host_copier, "copy", lambda piece, to_device: go.wait())
+    monkeypatch.setattr(host_copier, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    copier = HostCopier()
+    empty = np.empty(0, dtype=np.int64)
+    copier.submit(1, Copies(empty, empty, empty), to_device=False)
+    copier.submit(2, Copies(empty, empty, empty), to_device=True)
+    monkeypatch.setattr(copier._loads[2].done, "wait", waited.append)
+    for passed in (0.010, 0.001, 0.010):
+        clock[0] += passed
+        assert copier.finished() == []
+    assert waited == [host_copier.LOAD_WAIT_SECONDS]
+    monkeypatch.undo()
+    go.set()
+    copier.wait({1, 2})
     copier.close()
