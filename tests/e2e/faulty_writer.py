@@ -1,7 +1,7 @@
 """Writers that die: each is forked from this process, which has the faults' library loaded.
 
-`python tests/e2e/faulty_writer.py`: one JSON line in (`directory`, `first_blocks` by chunk), one line out:
-the writer's exit code, 1 if it stored all and -9 if it was killed. No engine: what is under test is
+`python tests/e2e/faulty_writer.py`: one JSON line in (what `write` takes), one line out: the
+writer's exit code, 1 if it stored all and -9 if it was killed. No engine: what is under test is
 `FilesystemTier` alone.
 """
 
@@ -35,13 +35,16 @@ def open_tier(directory: Path, *, fsync: bool = False) -> FilesystemTier:
     return tier
 
 
-def write(directory: Path, first_blocks: list[int], *, fsync: bool = False) -> list[WriteOutcome]:
-    """Store the chunks, each from its first block on, as the tier's users do."""
+def write(
+    directory: Path, first_blocks: list[int], *, together: bool = False, fsync: bool = False
+) -> list[WriteOutcome]:
+    """Store the chunks, each from its first block on, one by one or together."""
     tier = open_tier(directory, fsync=fsync)
-    return [
-        tier.write(key, payload_of(key), first_block)
+    given = [
+        (key, payload_of(key), first_block)
         for key, first_block in zip(KEYS, first_blocks, strict=True)
     ]
+    return tier.write_many(given) if together else [tier.write(*one) for one in given]
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def main() -> None:
         wanted = json.loads(line)
         writer = os.fork()
         if not writer:
-            outcomes = write(Path(wanted["directory"]), wanted["first_blocks"], fsync=True)
+            outcomes = write(Path(wanted.pop("directory")), **wanted, fsync=True)
             os._exit(all(type(one).__name__ == "Stored" for one in outcomes))
         code = os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])
         sys.stdout.write(f"{code}\n")

@@ -193,7 +193,7 @@ def test_files_are_removed_all_the_time_while_two_engines_serve(served: FaultyEn
             stop.wait(0.02)
 
     def ask(one: FaultyEngine) -> list[int]:
-        return [cached for _ in range(4) for cached in one.known()]
+        return [cached for _ in range(2) for cached in one.known()]
 
     with served.another() as other:
         before = [one.metrics() for one in (served, other)]

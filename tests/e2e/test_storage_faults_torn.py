@@ -29,7 +29,9 @@ EMPTY: list[int] | None = None
 TAILS = [LAST] * len(KEYS)
 """Chunks of which only the last block is stored, as windows leave them."""
 
-Writer = Callable[[Path, list[int]], int]
+Writer = Callable[..., int]
+"""Takes what `faulty_writer.write` takes, and tells how the writer ended."""
+WAYS = [False] + [True] * hasattr(FilesystemTier, "write_many")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,8 @@ def writer(faults: FaultyIO) -> Iterator[Writer]:
     assert process.stdin is not None and process.stdout is not None
     commands, answers = process.stdin, process.stdout
 
-    def run(directory: Path, first_blocks: list[int]) -> int:
-        wanted = {"directory": str(directory), "first_blocks": first_blocks}
+    def run(directory: Path, **wanted: object) -> int:
+        wanted["directory"] = str(directory)
         commands.write(json.dumps(wanted) + "\n")
         commands.flush()
         return int(answers.readline())
@@ -108,23 +110,28 @@ def examine(root: Path, before: list[int] | None) -> None:
     assert left - records == {namespace / NAMESPACE_FILE, root / PLACE_FILE}
 
 
+@pytest.mark.parametrize("together", WAYS, ids=["one by one", "together"][: len(WAYS)])
 @pytest.mark.parametrize("before", [EMPTY, TAILS], ids=["nothing", "the chunks' ends"])
 def test_a_writer_that_dies_at_any_step_leaves_chunks_whole_or_absent(
-    faults: FaultyIO, writer: Writer, before: list[int] | None, request: pytest.FixtureRequest
+    faults: FaultyIO,
+    writer: Writer,
+    before: list[int] | None,
+    together: bool,
+    tmp_path: Path,
 ) -> None:
     numbers = iter(range(10**6))
-    name = request.node.callspec.id.replace(" ", "-").replace("'", "")
+    name = tmp_path.name
 
     def prepared() -> Path:
         root = faults.directory / f"{name}-{next(numbers)}"
         if before is not None:
-            write(root, before)
+            write(root, before, together=together)
         return root
 
-    whole = [0] * len(KEYS)
+    store = {"first_blocks": [0] * len(KEYS), "together": together}
     root = prepared()
     faults.trace()
-    assert writer(root, whole) == 1
+    assert writer(root, **store) == 1
     steps = faults.steps()
     examine(root, before)
     assert_complete(steps)
@@ -132,7 +139,7 @@ def test_a_writer_that_dies_at_any_step_leaves_chunks_whole_or_absent(
         for action in ("kill_before", "kill_after"):
             root = prepared()
             faults.set([Rule("all", action, after=at, times=1)])
-            died = writer(root, whole)
+            died = writer(root, **store)
             faults.clear()
             assert died == SIGKILLED, f"{action} step {at}, {step}"
             try:
