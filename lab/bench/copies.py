@@ -25,9 +25,7 @@ from kvstrata.tiers.arena import Arena
 from kvstrata.vllm_plugin.copies import Copies, GroupSlots, LayerPages, build_copies
 from kvstrata.vllm_plugin.host_copier import HostCopier, copy
 from lab import report
-from lab.bench.fileio import add, in_turn
-from lab.bench.fileio_figures import Samples
-from lab.bench.results import save
+from lab.bench.results import Samples, add, in_turn, save
 from lab.exclusive import exclusive
 
 ROUNDS = 7

@@ -30,7 +30,7 @@ import psutil
 from rich.console import Console
 
 from lab import report
-from lab.bench.results import DIRECTORY, save, spread
+from lab.bench.results import DIRECTORY, Samples, add, save, spread
 from lab.bench.ttft import arena_bytes
 from lab.exclusive import exclusive
 from lab.models import ensure, prompt_ids
@@ -120,9 +120,6 @@ class Streams:
         return (end - begin) * 1e3 * STREAMS / max(count, 1)
 
 
-Samples = dict[str, list[float]]
-
-
 def processor_seconds(pid: int) -> float:
     """User and system seconds of a server and its processes."""
     leader = psutil.Process(pid)
@@ -137,9 +134,9 @@ def decode(server: EngineServer, name: str, tokens: int, seed: int, samples: Sam
     streams.run()
     used = processor_seconds(server.pid) - before
     gaps = streams.gaps()
-    samples.setdefault(f"{name} gap p50", []).append(statistics.median(gaps))
-    samples.setdefault(f"{name} gap p99", []).append(float(np.percentile(gaps, 99)))
-    samples.setdefault(f"{name} processor", []).append(used * 1e3 / tokens / STREAMS)
+    add(samples, f"{name} gap p50", statistics.median(gaps))
+    add(samples, f"{name} gap p99", float(np.percentile(gaps, 99)))
+    add(samples, f"{name} processor", used * 1e3 / tokens / STREAMS)
 
 
 def decode_and_load(
@@ -167,10 +164,10 @@ def decode_and_load(
             f"{answered - end:+.1f} s after the streams"
         )
     pace, before = streams.pace(sent, answered), streams.pace(begin, sent)
-    samples.setdefault("during load pace", []).append(pace)
-    samples.setdefault("before load pace", []).append(before)
-    samples.setdefault("load slowdown percent", []).append((pace / before - 1) * 100)
-    samples.setdefault("load", []).append((answered - sent) * 1e3)
+    add(samples, "during load pace", pace)
+    add(samples, "before load pace", before)
+    add(samples, "load slowdown percent", (pace / before - 1) * 100)
+    add(samples, "load", (answered - sent) * 1e3)
 
 
 def figures(samples: Samples) -> dict[str, float]:

@@ -25,9 +25,7 @@ from kvstrata.chunks.key import make_key
 from kvstrata.tiers.arena import Arena
 from kvstrata.tiers.memory import MemoryTier
 from lab import report
-from lab.bench.fileio import add, in_turn
-from lab.bench.fileio_figures import Samples
-from lab.bench.results import DIRECTORY, save, spread
+from lab.bench.results import DIRECTORY, Samples, add, in_turn, save, spread
 from lab.exclusive import exclusive
 from lab.models import ensure, prompt_ids
 from lab.server import EngineServer

@@ -2,13 +2,26 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lab import report
 
 DIRECTORY = report.BUILD / "bench"
+Samples = dict[str, list[float]]
+"""Everything that was measured, by case."""
+
+
+def add(samples: Samples, case: str, value: float) -> None:
+    """One more measurement of a case."""
+    samples.setdefault(case, []).append(value)
+
+
+def in_turn(names: Sequence[str], turn: int) -> Iterator[str]:
+    """The names, each round in another order, so that none always comes after the same."""
+    for place in range(len(names)):
+        yield names[(place + turn) % len(names)]
 
 
 def save(
