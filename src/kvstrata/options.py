@@ -12,11 +12,11 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstrata.errors import ConfigError
+from kvstrata.sizes import SIZE_ALLOWED, format_size, read_size, read_whole
 
 ENGINE_KEYS: Mapping[str, str] = {
     "spec_name": "name of the offloading spec; the connector sets it",
@@ -40,12 +40,6 @@ _ELSEWHERE: Mapping[str, str] = {
 EVICTION = ("boundary", "lru", "arc")
 """Names of the memory tier's policies."""
 
-_DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_UNITS = {"": 1, **_DECIMAL, **_BINARY}
-_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) ?((?:[kmgt]i?)?b|[kmgt]i?)?", re.IGNORECASE)
-_SIZE_ALLOWED = 'a size such as "8GiB", "512MiB" or "1.5 GB", or a number of bytes'
-_MAX_SIZE = 2**63 - 1
 _MAX_LABEL = 200
 _MAX_THREADS = 256
 _MAX_DEADLINE = 24 * 3600.0
@@ -54,67 +48,24 @@ _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
 
 
-def parse_size(value: object) -> int:
-    """Bytes that `value` stands for.
-
-    Args:
-        value: a whole number of bytes, or text: digits, optionally with a decimal point, then
-            optionally one space and a unit. KiB, MiB, GiB and TiB are powers of 1024; kB, MB, GB
-            and TB are powers of 1000; B, or no unit, is bytes. Case does not matter. A fraction of
-            a byte is cut off. A letter alone ("64k") is refused: tools disagree on its meaning.
-
-    Raises:
-        ConfigError: anything else, or more than 2**63 - 1 bytes.
-    """
-    try:
-        return _size(value)
-    except ValueError as error:
-        raise ConfigError(_wrong("a size", _SIZE_ALLOWED, value, error)) from None
-
-
-def format_size(size: int) -> str:
-    """`size` bytes for people, as in "256 MiB": four significant digits; `parse_size` reads it."""
-    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(size) >= factor:
-            value = size / factor
-            return f"{value:.4g} {unit}"
-    return f"{size} B"
-
-
-def _size(value: object) -> int:
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        if match is None:
-            raise ValueError
-        number, unit = match[1], (match[2] or "").lower()
-        if unit and not unit.endswith("b"):
-            letter = unit[0].upper()
-            raise ValueError(f'say "{number}{letter}iB" (1024s) or "{number}{letter}B" (1000s)')
-        size = int(Fraction(number) * _UNITS[unit.removesuffix("b")])
-    else:
-        size = _whole(value)
-    if not 0 <= size <= _MAX_SIZE:
-        raise ValueError
-    return size
-
-
 def _positive_size(value: object) -> int:
-    size = _size(value)
+    size = read_size(value)
     if size == 0:
         raise ValueError
     return size
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, float) and value.is_integer():  # JSON writes 1e9 for a whole number too
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError
-    return value
+def _capacity(value: object) -> "Capacity":
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,3}(?:\.\d+)?)\s*%\s*", value)):
+        share = float(match[1]) / 100
+        if not 0 < share <= 1:
+            raise ValueError
+        return Capacity(share=share)
+    return Capacity(nbytes=_positive_size(value))
 
 
 def _threads(value: object) -> int:
-    count = _whole(value)
+    count = read_whole(value)
     if not 0 <= count <= _MAX_THREADS:
         raise ValueError
     return count
@@ -189,6 +140,13 @@ def _option(
     )
 
 
+class Capacity(NamedTuple):
+    """How much a root may hold: bytes, or a share of its file system."""
+
+    nbytes: int | None = None
+    share: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What an operator can set. Make one with `parse`; the constructor checks nothing.
@@ -206,6 +164,8 @@ class Options:
         shm_dir: absolute directory of a memory filesystem.
         eviction: name of the memory tier's policy.
         announce: whether KV events tell what the filesystem tier held when the engine started.
+        capacity: of all that kvstrata keeps below `path`; None for no bound.
+        keep_free: bytes of the file system that are left to others.
 
     Each field's metadata holds `doc`, `allowed`, `unit` and `unset` (text), and `parse`.
     """
@@ -220,7 +180,7 @@ class Options:
     memory: int | None = _option(
         None,
         _positive_size,
-        _SIZE_ALLOWED + ", greater than 0",
+        SIZE_ALLOWED + ", greater than 0",
         "Host memory of the arena: the memory tier, and where storage traffic passes through.",
         unit="bytes",
         unset="chosen at start, and logged",
@@ -242,7 +202,7 @@ class Options:
     store_queue: int = _option(
         256 << 20,
         _positive_size,
-        _SIZE_ALLOWED + ", greater than 0",
+        SIZE_ALLOWED + ", greater than 0",
         "Bytes that may wait to be written to storage, at most half of the arena; further writes "
         "are dropped and counted.",
         unit="bytes",
@@ -290,6 +250,21 @@ class Options:
         "true or false",
         "Where KV events are on: look once through the files that are there at the start and tell a router "
         "of them.",
+    )
+    capacity: Capacity | None = _option(  # noqa: RUF009  # as the others: a field with metadata
+        None,
+        _capacity,
+        SIZE_ALLOWED + ', greater than 0, or a share of the file system such as "80%"',
+        "Bytes that all engines together keep below `path`; beyond them, what was not used for longest is "
+        "removed.",
+        unset="not set: no bound",
+    )
+    keep_free: int = _option(
+        0,
+        read_size,
+        SIZE_ALLOWED,
+        "Bytes of the file system below `path` that are left to others, however much `capacity` allows.",
+        unit="bytes",
     )
 
     @classmethod

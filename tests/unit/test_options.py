@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from kvstrata.cli.options import markdown
 from kvstrata.errors import ConfigError
-from kvstrata.options import ENGINE_KEYS, Options, format_size, option_table, parse_size
+from kvstrata.options import ENGINE_KEYS, Capacity, Options, option_table
+from kvstrata.sizes import format_size, parse_size
 
 FACTORS = {
     "": 1,
@@ -146,11 +147,19 @@ def test_every_option_is_read() -> None:
         "shm_dir": "/run/shm",
         "eviction": "lru",
         "announce": False,
+        "capacity": "75%",
+        "keep_free": "10GiB",
     }
     assert list(given_values) == NAMES
     expected = {**given_values, "memory": 2**33, "store_queue": 10**9}
+    expected |= {"capacity": Capacity(share=0.75), "keep_free": 10 << 30}
     expected |= {"read_deadline": 2.0, "read_only": True, "touch": False}
     assert dataclasses.asdict(Options.parse(given_values)) == expected
+
+
+def test_a_capacity_is_a_size_or_a_share() -> None:
+    assert Options.parse({"path": "/kv", "capacity": "1GiB"}).capacity == Capacity(nbytes=1 << 30)
+    assert Options.parse({"path": "/kv", "capacity": " 12.5 % "}).capacity == Capacity(share=0.125)
 
 
 def test_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +216,8 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("shm_dir", "absolute directory", ["shm", "", 1]),
     ("eviction", '"boundary" or "lru" or "arc"', ["fifo", "LRU", 1, [], True]),
     ("announce", "true or false", [1, 0, "yes", "off"]),
+    ("capacity", 'such as "80%"', ["0%", "101%", "-5%", 0, "0", True, "much", "5 percent", "1e1%"]),
+    ("keep_free", "a size", [-1, "10%", True, "some"]),
 ]
 WRONG = [(name, value, allowed) for name, allowed, values in WRONG_VALUES for value in values]
 

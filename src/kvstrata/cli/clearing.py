@@ -16,7 +16,7 @@ from kvstrata.cli.inspection import Tally
 from kvstrata.cli.place import is_ours
 from kvstrata.errors import ConfigError
 from kvstrata.fileio.publish import TEMPORARY
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
 
 SOME_LEFT = 1

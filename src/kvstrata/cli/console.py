@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.errors import ConfigError
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 
 _AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

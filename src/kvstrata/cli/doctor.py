@@ -21,7 +21,7 @@ from kvstrata.doctor.places import check_path, check_shm
 from kvstrata.doctor.probe import probe
 from kvstrata.doctor.replicas import check_against, check_namespaces, check_replicas
 from kvstrata.errors import ConfigError
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import iter_namespaces
 
 FOUND = 1

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvstrata.cli import console
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 
 STYLES = {"synced": "green", "catching up": "yellow", "stale": "red"}
 TIERS = {"GPU": "device", "CPU": "memory", "STORAGE": "storage"}

@@ -10,7 +10,7 @@ import typer
 
 from kvstrata.chunks.key import group_of
 from kvstrata.cli import console
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
 
 

@@ -12,7 +12,7 @@ import typer
 from kvstrata.cli import console, pool
 from kvstrata.cli.place import is_ours
 from kvstrata.errors import CONTENT_REASONS, BadReason, RecordError
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import RecordFile, check_record, iter_namespaces, iter_records
 
 BAD_FOUND = 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.doctor.facts import EngineFacts
 from kvstrata.doctor.findings import Finding, found
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 
 CONNECTOR = "KVStrataConnector"
 LONG_PART = 4

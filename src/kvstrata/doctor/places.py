@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvstrata.doctor.facts import PlaceFacts
 from kvstrata.doctor.findings import Finding, found
-from kvstrata.options import format_size
+from kvstrata.sizes import format_size
 
 FEW_REQUESTS = 4
 """Room for fewer requests of the greatest length than this is called little."""

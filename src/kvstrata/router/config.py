@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from kvstrata.errors import ConfigError
-from kvstrata.options import parse_size
 from kvstrata.routing.cost import Profile
+from kvstrata.sizes import parse_size
 
 _LONGEST = 7 * 24 * 3600.0
 _NAME = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]-]{0,127}")

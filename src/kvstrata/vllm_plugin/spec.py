@@ -8,7 +8,8 @@ from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingSpec, OffloadingWorker
 
 from kvstrata.errors import ConfigError
-from kvstrata.options import Options, format_size
+from kvstrata.options import Options
+from kvstrata.sizes import format_size
 from kvstrata.tiers.arena import Arena
 from kvstrata.vllm_plugin.manager import KVStrataManager
 from kvstrata.vllm_plugin.stats import definitions
