@@ -36,6 +36,9 @@ from lab.models import RECIPES, ensure
 PREFIX = "vllm:kvstrata_"
 PRELOADED = (
     "kvstrata.vllm_plugin.connector",
+    "kvstrata.vllm_plugin.spec",
+    "kvstrata.vllm_plugin.publisher",
+    "kvstrata.vllm_plugin.cpu_build",
     "vllm.model_executor.models.gemma3",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.v1.worker.cpu_worker",

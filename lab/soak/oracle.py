@@ -24,6 +24,11 @@ class Oracle:
     def __len__(self) -> int:
         return len(self._answers)
 
+    @property
+    def pid(self) -> int:
+        """Of its engine's process."""
+        return self._engine.pid
+
     def learn(self, prompts: Iterable[Prompt]) -> None:
         """Get the answers that are not known yet, earlier turns first.
 

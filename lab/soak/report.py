@@ -65,6 +65,7 @@ def table(tally: Tally, facts: Mapping[str, Any]) -> str:
         ("most descriptors, threads", f"{_most(tally, 'descriptors')}, {_most(tally, 'threads')}"),
         ("most resident memory, MiB", _most(tally, "resident") >> 20),
         ("resident memory, warm and at the last check, MiB", _resident(tally)),
+        ("the same of the engine without offload", _ends(tally.plain)),
         ("storage used again after the last fault", "yes" if tally.taken_back else "no"),
         ("processes left", left.processes if left else "-"),
         ("files left in shared memory", left.shared_memory if left else "-"),
@@ -107,8 +108,12 @@ def _resident(tally: Tally) -> str:
     if not tally.checks:
         return "-"
     engines = sorted({check["engine"] for check in tally.checks})
-    ends = [[c["resident"] >> 20 for c in tally.checks if c["engine"] == n] for n in engines]
-    return "; ".join(f"{values[0]}, {values[-1]}" for values in ends)
+    told = [[c["resident"] for c in tally.checks if c["engine"] == n] for n in engines]
+    return "; ".join(_ends(values) for values in told)
+
+
+def _ends(resident: Sequence[int]) -> str:
+    return f"{resident[0] >> 20}, {resident[-1] >> 20}" if resident else "-"
 
 
 def _temporary(tally: Tally) -> str:

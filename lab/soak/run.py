@@ -243,6 +243,8 @@ class Soak:
 
     def _check(self, round_number: int) -> None:
         """Compare what the engines hold with what they held when they were warm."""
+        plain = watch.held(self.oracle.pid)
+        self.tally.plain += [plain.resident] if plain else []
         for number, engine in enumerate(self._engines):
             self._command(number, "idle", patience=SETTLE)
             level = self._level[number]

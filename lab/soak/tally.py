@@ -50,6 +50,7 @@ class Tally:
         counters: of all engines together, from the last time that each told them.
         checks: what each engine held whenever leaks were looked for: `round`, `engine`, `descriptors`,
             `threads`, `resident` and `level`.
+        plain: resident bytes of the engine without offload at the same times: what is vLLM's own.
         leaks: descriptors or threads that were too many at a check.
         most: the most that any engine held, by name.
         taken_back: whether storage was used again after the last fault.
@@ -72,6 +73,7 @@ class Tally:
     stormy: list[float] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    plain: list[int] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     most: dict[str, int] = field(default_factory=dict)
     taken_back: bool = False
