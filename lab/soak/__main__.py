@@ -98,12 +98,13 @@ def _soak(options: argparse.Namespace) -> int:
             soak.run(options.seed, goes_on)
         except EngineError as error:
             soak.tally.crashes.append(str(error))
-        facts = {
-            "seed": options.seed,
-            "minutes": round((time.monotonic() - begun) / 60, 1),
-            "file system of its own": "yes" if place.mounted else "no",
-        }
-        path = report.save(soak.tally, facts, options.output)
+        finally:  # whatever happened: half an hour is not lost
+            facts = {
+                "seed": options.seed,
+                "minutes": round((time.monotonic() - begun) / 60, 1),
+                "file system of its own": "yes" if place.mounted else "no",
+            }
+            path = report.save(soak.tally, facts, options.output)
     print(path.with_suffix(".md").read_text())
     failed = soak.tally.faults()
     for text in failed:

@@ -20,7 +20,7 @@ from kvstrata.chunks.key import make_key, relative_path
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.errors import RecordError
 from kvstrata.testing.damage import Damage, damage, forge
-from kvstrata.tiers.catalog import iter_namespaces, iter_records
+from kvstrata.tiers.catalog import check_record, iter_namespaces, iter_records
 from lab.soak.place import Place
 
 CLEAR_SECONDS = 60.0
@@ -223,6 +223,7 @@ def forge_records(place: Place, draw: Random) -> int:
 def _did(spoil: Callable[..., None], path: Path, how: object) -> bool:
     # Another fault may have been here before, or an engine may have removed the file.
     with contextlib.suppress(OSError, RecordError):
+        check_record(path)  # what is spoilt must be whole
         spoil(path, how)
         return True
     return False
