@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kvstrata.fileio.transfer import write_at
 
@@ -32,31 +32,103 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
             `fsync` the new file may stand there nevertheless, whole, but not certainly on the medium.
     """
     directory = os.path.dirname(path)
-    temporary = f"{directory}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = _temporary(directory)
     fd, changed = _create(temporary)
     try:
-        try:
-            written = write_at(fd, buffers, 0)
-            if fsync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)  # may raise too: some file systems report write errors only here
+        written = _fill(fd, buffers, fsync)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     if fsync:
-        for one in (directory, *changed):
-            _sync_directory(one)
+        _sync_directories([directory, *changed])
     return written
+
+
+def publish_linked(
+    paths: Sequence[str],
+    buffers: Sequence[memoryview],
+    *,
+    keep: Callable[[str], bool],
+    fsync: bool = False,
+) -> list[bool | OSError]:
+    """Write one file and let it appear under several names, one after the other: hard links.
+
+    Under each name the file appears whole, as with `publish`. Whoever dies on the way leaves the names so
+    far, and the temporary one; what happens to that does no harm to the others.
+
+    Args:
+        paths: where the file shall appear, all different, on one file system; directories are made.
+        buffers: the content, uint8.
+        keep: asked for a path where something stands already: whether that stays.
+        fsync: see `publish`.
+
+    Returns:
+        For each path: True where the file stands there now, False where something else was kept, or why
+        neither. File systems without links say so for each.
+
+    Raises:
+        OSError: as the operating system reports it. Without `fsync` the file stands nowhere then.
+    """
+    temporary = _temporary(os.path.dirname(paths[0]))
+    fd, changed = _create(temporary)
+    try:
+        _fill(fd, buffers, fsync)
+        made: list[bool | OSError] = []
+        for path in paths:
+            try:
+                made.append(_link(temporary, path, keep, changed))
+            except OSError as error:
+                made.append(error)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    if fsync:
+        placed = [path for path, one in zip(paths, made, strict=True) if one is True]
+        _sync_directories([*map(os.path.dirname, placed), *changed])
+    return made
+
+
+def _temporary(directory: str) -> str:
+    return f"{directory}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _fill(fd: int, buffers: Sequence[memoryview], fsync: bool) -> int:
+    """Write a new file and close it. Returns bytes."""
+    try:
+        written = write_at(fd, buffers, 0)
+        if fsync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)  # may raise too: some file systems report write errors only here
+    return written
+
+
+def _link(source: str, path: str, keep: Callable[[str], bool], changed: list[str]) -> bool:
+    """Let a file stand at `path` too; False where what stands there is kept."""
+    try:
+        try:
+            os.link(source, path)
+        except FileNotFoundError:
+            changed += _make_directory(os.path.dirname(path))
+            os.link(source, path)
+    except FileExistsError:
+        if keep(path):
+            return False
+        other = _temporary(os.path.dirname(path))
+        os.link(source, other)
+        try:
+            os.rename(other, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(other)
+            raise
+    return True
 
 
 def _create(path: str) -> tuple[int, list[str]]:
     """Open a new file, making its directory when it is missing.
-
-    Directories are made only when the first attempt fails, and then first the last one alone: in a cache
-    that fills, it is nearly always the only one that is missing.
 
     Returns:
         The descriptor, and the directories that got a new directory.
@@ -65,7 +137,15 @@ def _create(path: str) -> tuple[int, list[str]]:
     try:
         return os.open(path, flags, 0o666), []
     except FileNotFoundError:
-        directory = os.path.dirname(path)
+        changed = _make_directory(os.path.dirname(path))
+    return os.open(path, flags, 0o666), changed
+
+
+def _make_directory(directory: str) -> list[str]:
+    """Make a directory that an attempt to use it did not find; returns those that got a new directory.
+
+    First the last one alone: in a cache that fills, it is nearly always the only one that is missing.
+    """
     changed = [os.path.dirname(directory) or "."]
     try:
         os.mkdir(directory)
@@ -74,7 +154,7 @@ def _create(path: str) -> tuple[int, list[str]]:
     except FileNotFoundError:
         changed = _missing_from(directory)
         os.makedirs(directory, exist_ok=True)
-    return os.open(path, flags, 0o666), changed
+    return changed
 
 
 def _missing_from(directory: str) -> list[str]:
@@ -86,9 +166,11 @@ def _missing_from(directory: str) -> list[str]:
     return parents
 
 
-def _sync_directory(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _sync_directories(directories: Iterable[str]) -> None:
+    """Force the names in some directories to the medium, in order, each once."""
+    for directory in dict.fromkeys(directories):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

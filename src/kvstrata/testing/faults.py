@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.errors import CONTENT_REASONS, BadReason
 from kvstrata.tiers.passing import PassingTier
-from kvstrata.tiers.tier import Bad, Failed, Loaded, ReadOutcome, Tier, WriteOutcome
+from kvstrata.tiers.tier import Bad, Failed, Loaded, ReadOutcome, Tier, Transfer, WriteOutcome
 
 
 class Operation(enum.StrEnum):
@@ -41,6 +41,16 @@ class _BeforeTier(PassingTier):
         """See `Tier.write`."""
         self._before(Operation.WRITE, [key])
         return self.inner.write(key, payload, first_block)
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`."""
+        self._before(Operation.READ, [key for key, _, _ in wanted])
+        return self.inner.read_many(wanted)
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`."""
+        self._before(Operation.WRITE, [key for key, _, _ in given])
+        return self.inner.write_many(given)
 
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""
@@ -155,15 +165,27 @@ class FailingTier(PassingTier):
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
-        if self._plan(Operation.READ, key):
-            return Bad(self._read_reason, "this read was planned to fail")
-        return self.inner.read(key, into, first_block)
+        return self.read_many([(key, into, first_block)])[0]
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
-        if self._plan(Operation.WRITE, key):
-            return Failed(self._write_reason, "this write was planned to fail")
-        return self.inner.write(key, payload, first_block)
+        return self.write_many([(key, payload, first_block)])[0]
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`: each chunk fails or not by itself."""
+        failing = [self._plan(Operation.READ, key) for key, _, _ in wanted]
+        passed = [one for one, fails in zip(wanted, failing, strict=True) if not fails]
+        outcomes = iter(self.inner.read_many(passed))
+        bad = Bad(self._read_reason, "this read was planned to fail")
+        return [bad if fails else next(outcomes) for fails in failing]
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`: each chunk fails or not by itself."""
+        failing = [self._plan(Operation.WRITE, key) for key, _, _ in given]
+        passed = [one for one, fails in zip(given, failing, strict=True) if not fails]
+        outcomes = iter(self.inner.write_many(passed))
+        failed = Failed(self._write_reason, "this write was planned to fail")
+        return [failed if fails else next(outcomes) for fails in failing]
 
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""
@@ -195,9 +217,17 @@ class CorruptingTier(PassingTier):
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
-        if not self._chosen(key):
-            return self.inner.read(key, into, first_block)
-        outcome = self.inner.read(key, into, first_block)
+        return self.read_many([(key, into, first_block)])[0]
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`."""
+        outcomes = self.inner.read_many(wanted)
+        return [
+            self._found(key, into, outcome) if self._chosen(key) else outcome
+            for (key, into, _), outcome in zip(wanted, outcomes, strict=True)
+        ]
+
+    def _found(self, key: ChunkKey, into: memoryview, outcome: ReadOutcome) -> ReadOutcome:
         if not isinstance(outcome, Loaded):
             return outcome
         into[-1] ^= 0xFF

@@ -78,7 +78,7 @@ class WriteBehind:
         sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
 
         def work() -> list[WriteOutcome]:
-            return [storage.write(key, view, first_block) for key, view, first_block in sources]
+            return storage.write_many(sources)
 
         def done(outcomes: list[WriteOutcome] | None) -> None:
             self._ended(storage, [key for key, _ in batch], outcomes or [])

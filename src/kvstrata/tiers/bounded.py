@@ -1,7 +1,7 @@
 """A storage tier that keeps within a bound, together with all others that use the same root."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
@@ -9,7 +9,7 @@ from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.keeper import Done, Keeper, keys_in
 from kvstrata.tiers.passing import PassingTier
 from kvstrata.tiers.shares import Bound
-from kvstrata.tiers.tier import Failed, WriteOutcome
+from kvstrata.tiers.tier import Failed, Transfer, WriteOutcome
 
 CAPACITY = "capacity"
 """Reason of a write that would exceed the bound."""
@@ -43,9 +43,17 @@ class BoundedTier(PassingTier):
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
-        if self._keeper is not None and not self._keeper.admit(len(payload)):
-            return Failed(CAPACITY, "the storage's bound is reached, and room is being made")
-        return self.inner.write(key, payload, first_block)
+        (outcome,) = self.write_many([(key, payload, first_block)])
+        return outcome
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`."""
+        full = Failed(CAPACITY, "the storage's bound is reached, and room is being made")
+        keeper = self._keeper
+        admitted = [keeper is None or keeper.admit(len(payload)) for _, payload, _ in given]
+        passed = [one for one, fits in zip(given, admitted, strict=True) if fits]
+        outcomes = iter(self.inner.write_many(passed))
+        return [next(outcomes) if fits else full for fits in admitted]
 
     def take_removed(self) -> list[ChunkKey]:
         """See `Tier.take_removed`."""

@@ -1,7 +1,7 @@
 """A tier that is set aside while it keeps failing, so that nobody waits for what does not come."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from kvstrata.chunks.key import ChunkKey
@@ -17,6 +17,7 @@ from kvstrata.tiers.tier import (
     ReadOutcome,
     Stored,
     Tier,
+    Transfer,
     WriteOutcome,
 )
 
@@ -35,7 +36,7 @@ class Observer(Protocol):
         ...
 
     def refused(self, operation: str) -> None:
-        """One operation was not tried."""
+        """One chunk's operation was not tried."""
         ...
 
 
@@ -44,7 +45,8 @@ class BreakerTier(PassingTier):
 
     Reads and writes have a circuit each: a full disk can still be read. What is not tried is answered at
     once: a read with `BadReason.SET_ASIDE`, a write with `Failed`. Probes and removals always go through;
-    callers look at `usable` before they probe.
+    callers look at `usable` before they probe. Several chunks at once are one operation: it fails if it takes
+    too long, or if the tier fails for some of them and works for none.
 
     Args:
         inner: the tier that does the work.
@@ -67,37 +69,57 @@ class BreakerTier(PassingTier):
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
-        ticket = self._begin("read")
-        if ticket is None:
-            return Bad(BadReason.SET_ASIDE, f"{self.name} is set aside")
-        outcome: ReadOutcome | None = None
-        try:
-            outcome = self.inner.read(key, into, first_block)
-        finally:
-            self._end("read", ticket, outcome)
+        (outcome,) = self._read(1, lambda: [self.inner.read(key, into, first_block)])
         return outcome
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
-        ticket = self._begin("write")
-        if ticket is None:
-            return Failed(SET_ASIDE, f"{self.name} is set aside")
-        outcome: WriteOutcome | None = None
-        try:
-            outcome = self.inner.write(key, payload, first_block)
-        finally:
-            self._end("write", ticket, outcome)
+        (outcome,) = self._write(1, lambda: [self.inner.write(key, payload, first_block)])
         return outcome
 
-    def _begin(self, operation: str) -> int | None:
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`."""
+        return self._read(len(wanted), lambda: self.inner.read_many(wanted))
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`."""
+        return self._write(len(given), lambda: self.inner.write_many(given))
+
+    def _read(self, chunks: int, work: Callable[[], list[ReadOutcome]]) -> list[ReadOutcome]:
+        ticket = self._begin("read", chunks)
+        if ticket is None:
+            return [Bad(BadReason.SET_ASIDE, f"{self.name} is set aside")] * chunks
+        outcomes: list[ReadOutcome] | None = None
+        try:
+            outcomes = work()
+        finally:
+            self._end("read", ticket, outcomes)
+        return outcomes
+
+    def _write(self, chunks: int, work: Callable[[], list[WriteOutcome]]) -> list[WriteOutcome]:
+        ticket = self._begin("write", chunks)
+        if ticket is None:
+            return [Failed(SET_ASIDE, f"{self.name} is set aside")] * chunks
+        outcomes: list[WriteOutcome] | None = None
+        try:
+            outcomes = work()
+        finally:
+            self._end("write", ticket, outcomes)
+        return outcomes
+
+    def _begin(self, operation: str, chunks: int) -> int | None:
         ticket = self._ask(operation, Circuit.begin)
         if ticket is None:
-            self._observer.refused(operation)
+            for _ in range(chunks):
+                self._observer.refused(operation)
         return ticket
 
-    def _end(self, operation: str, ticket: int, outcome: ReadOutcome | WriteOutcome | None) -> None:
-        why = getattr(outcome, "detail", "") or f"{operation}s take too long"
-        self._ask(operation, lambda one, now: one.end(ticket, _verdict(outcome), now), why)
+    def _end(
+        self, operation: str, ticket: int, outcomes: Sequence[ReadOutcome | WriteOutcome] | None
+    ) -> None:
+        verdict, why = _verdict_of_all(outcomes)
+        why = why or f"{operation}s take too long"
+        self._ask(operation, lambda one, now: one.end(ticket, verdict, now), why)
 
     def _ask(
         self, operation: str, ask: Callable[[Circuit, float], Answer], why: str = ""
@@ -115,7 +137,19 @@ class BreakerTier(PassingTier):
         return answer
 
 
-def _verdict(outcome: ReadOutcome | WriteOutcome | None) -> bool | None:
+def _verdict_of_all(
+    outcomes: Sequence[ReadOutcome | WriteOutcome] | None,
+) -> tuple[bool | None, str]:
+    """Whether the tier did its work for any chunk, and why not; None where no outcome tells."""
+    if outcomes is None:
+        return False, ""
+    verdicts = [_verdict(outcome) for outcome in outcomes]
+    if True in verdicts or False not in verdicts:
+        return (True if True in verdicts else None), ""
+    return False, getattr(outcomes[verdicts.index(False)], "detail", "")
+
+
+def _verdict(outcome: ReadOutcome | WriteOutcome) -> bool | None:
     """Whether the tier did its work; None where the outcome does not tell."""
     match outcome:
         case Loaded() | Stored():
@@ -124,7 +158,5 @@ def _verdict(outcome: ReadOutcome | WriteOutcome | None) -> bool | None:
             return False if reason in _BROKEN else None
         case Failed(reason=reason):
             return None if reason in _REFUSALS else False
-        case None:
-            return False
         case _:
             return None

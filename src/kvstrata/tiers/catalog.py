@@ -10,11 +10,11 @@ from typing import Any
 
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import NAMESPACE_FILE
-from kvstrata.chunks.record import FINGERPRINT_BYTES, PAGE, RecordHeader
+from kvstrata.chunks.record import FINGERPRINT_BYTES, RecordHeader
 from kvstrata.errors import BadReason, RecordError
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.fileio.transfer import read_at
-from kvstrata.tiers.records import read_header
+from kvstrata.tiers.records import find_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class RecordFile:
     Attributes:
         path: of the file.
         key: the chunk that its name stands for; empty for a temporary file.
-        size: bytes.
+        size: bytes; of a file that has several names, this name's share.
         mtime: seconds since the epoch; renewed when the chunk is read.
         temporary: a file that was being written when this was seen, or whose writer died.
     """
@@ -99,7 +99,8 @@ def iter_records(namespace_dir: Path) -> Iterator[RecordFile]:
                 status = path.lstat()
             except OSError:
                 continue
-            yield RecordFile(path, key or b"", status.st_size, status.st_mtime, temporary)
+            share = status.st_size // max(status.st_nlink, 1)
+            yield RecordFile(path, key or b"", share, status.st_mtime, temporary)
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -108,11 +109,15 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
-    """Check that a file is the chunk that its place says.
+    """Check that a file is the chunk that its place says, or holds it among others.
 
     Args:
         path: of a published record.
-        deep: read all blocks and verify their checksums, in bounded memory; else only the header.
+        deep: read all the chunk's blocks and verify their checksums, in bounded memory; else only what the
+            file says of it.
+
+    Returns:
+        The header of the chunk's record, or of a segment what it would be.
 
     Raises:
         RecordError: why it is not.
@@ -123,7 +128,7 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RecordError(BadReason.FOREIGN, "not a file")
-        header = read_header(fd, PAGE)
+        header, start = find_chunk(fd, key or b"")
         if key is None or header.key != key or not str(path).endswith(relative_path(key)):
             raise RecordError(
                 BadReason.KEY, f"holds {header.key.hex()}, group {group_of(header.key)}"
@@ -131,19 +136,21 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
         place = path.parents[2].name
         if fingerprint_of(place) != header.namespace.hex():
             raise RecordError(BadReason.NAMESPACE, f"belongs to {header.namespace.hex()}")
-        if os.fstat(fd).st_size < header.record_bytes:
-            raise RecordError(BadReason.TRUNCATED, f"shorter than {header.record_bytes} bytes")
+        end = start + header.payload_bytes
+        if os.fstat(fd).st_size < end:
+            raise RecordError(BadReason.TRUNCATED, f"shorter than {end} bytes")
         if deep:
             for block in range(header.first_block, header.blocks):
-                _check_block(fd, header, block)
+                offset = start + header.block_bytes * (block - header.first_block)
+                _check_block(fd, header, block, offset)
     finally:
         os.close(fd)
     return header
 
 
-def _check_block(fd: int, header: RecordHeader, block: int) -> None:
+def _check_block(fd: int, header: RecordHeader, block: int, offset: int) -> None:
     data = memoryview(bytearray(header.block_bytes))
-    if read_at(fd, [data], header.block_offset(block)) < len(data):
+    if read_at(fd, [data], offset) < len(data):
         raise RecordError(BadReason.TRUNCATED, f"ends inside block {block}")
     header.verify(block, data)
 

@@ -1,8 +1,8 @@
-"""The filesystem tier: one file for each chunk, and the directory is the index.
+"""The filesystem tier: chunks in files that have their names, and the directory is the index.
 
 Any number of processes on any number of machines may use one root at once, without a service and without
-locks: files appear by rename, their bytes are verified on every read, and two writers of one key write the
-same bytes by definition of the key.
+locks: files appear by rename or link, their bytes are verified on every read, and two writers of one key
+write the same bytes by definition of the key.
 """
 
 import contextlib
@@ -18,20 +18,21 @@ from pathlib import Path
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
-from kvstrata.chunks.record import check_identity, describe, encode, header_bytes
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
+from kvstrata.fileio.direct import Direct, DirectPolicy
 from kvstrata.fileio.publish import publish
+from kvstrata.tiers.chunk_files import SEGMENT_BYTES, ChunkFiles
 from kvstrata.tiers.place import PLACE_FILE, find_place
-from kvstrata.tiers.records import RecordReader, read_header
+from kvstrata.tiers.records import OpenFile, RecordReader
 from kvstrata.tiers.tier import (
     Bad,
     Failed,
     Loaded,
     Missing,
-    Present,
     ReadOutcome,
     Stored,
     Tier,
+    Transfer,
     WriteOutcome,
 )
 
@@ -57,6 +58,9 @@ class FilesystemTier(Tier):
         fsync: whether a stored chunk must survive a power failure.
         read_only: never write, remove or touch.
         touch: renew a file's modification time when it is read, so that recency survives.
+        segment: payload bytes of small chunks of one group that are written together are one file, up to
+            so many; 0 for a file for each chunk.
+        direct: when files are read past the page cache.
     """
 
     name = "filesystem"
@@ -70,16 +74,20 @@ class FilesystemTier(Tier):
         fsync: bool = False,
         read_only: bool = False,
         touch: bool = True,
+        segment: int = SEGMENT_BYTES,
+        direct: Direct = Direct.AUTO,
     ) -> None:
         self.root = root
         self.directory = root / namespace.directory_name
         self.read_only = read_only
         self._base = str(self.directory)
         self._namespace = namespace
-        self._fingerprint = namespace.fingerprint
-        self._geometries = dict(geometries)
+        self._files = ChunkFiles(
+            self._base, namespace.fingerprint, dict(geometries), fsync=fsync, segment_bytes=segment
+        )
+        policy = DirectPolicy(direct)
         self._readers = {
-            group: RecordReader(self._fingerprint, geometry)
+            group: RecordReader(namespace.fingerprint, geometry, policy)
             for group, geometry in geometries.items()
         }
         self._fsync = fsync
@@ -128,36 +136,30 @@ class FilesystemTier(Tier):
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
-        path = f"{self._base}/{relative_path(key)}"
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            return _read_error(error)
-        try:
-            return self._read_open(path, fd, key, into, first_block)
-        except OSError as error:
-            return _read_error(error)
-        finally:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        return self.read_many([(key, into, first_block)])[0]
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`: a file that holds several of the chunks is opened once."""
+        outcomes: dict[int, ReadOutcome] = {}
+        for index in range(len(wanted)):
+            if index not in outcomes:
+                left = [one for one in range(index + 1, len(wanted)) if one not in outcomes]
+                outcomes |= self._read_file(wanted, index, left)
+        return [outcomes[index] for index in range(len(wanted))]
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
+        return self.write_many([(key, payload, first_block)])[0]
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`: small chunks of one group become one file."""
         if self.read_only:
-            return Failed("read_only", f"{self.directory} is not written")
-        path = f"{self._base}/{relative_path(key)}"
-        geometry = self._geometries[group_of(key)]
-        try:
-            if self._stored_from(path, key, geometry) <= first_block:
-                return Present()
-            header = describe(self._fingerprint, key, geometry, payload, first_block)
-            body = payload[first_block * geometry.block_bytes : geometry.payload_bytes]
-            publish(path, [memoryview(encode(header)), body], fsync=self._fsync)
-        except OSError as error:
-            return Failed(errno.errorcode.get(error.errno or 0, "EIO"), f"{path}: {error.strerror}")
-        with contextlib.suppress(OSError):
-            self._describe()  # if somebody removed the directory under us, the write made it anew
-        return Stored(len(body))
+            return [Failed("read_only", f"{self.directory} is not written")] * len(given)
+        outcomes = self._files.write(given)
+        if any(isinstance(outcome, Stored) for outcome in outcomes):
+            with contextlib.suppress(OSError):
+                self._describe()  # if somebody removed the directory under us, a write made it anew
+        return outcomes
 
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""
@@ -175,53 +177,99 @@ class FilesystemTier(Tier):
             for below in _names(f"{self._base}/{level}"):
                 yield from _keys(f"{self._base}/{level}/{below}")
 
+    def _read_file(
+        self, wanted: Sequence[Transfer], index: int, left: Sequence[int]
+    ) -> dict[int, ReadOutcome]:
+        """Read the file of one chunk.
+
+        Args:
+            wanted: by whoever called.
+            index: of the chunk.
+            left: those of `wanted` that are to be read too, here if the file holds them.
+
+        Returns:
+            Its outcome, and those of the others that are loaded; whatever else may be said of these is
+            said under their own names.
+        """
+        path = self._files.path(wanted[index][0])
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            return {index: _read_error(error)}
+        try:
+            return self._read_open(path, fd, wanted, index, left)
+        except OSError as error:
+            return {index: _read_error(error)}
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
     def _read_open(
-        self, path: str, fd: int, key: ChunkKey, into: memoryview, first_block: int
-    ) -> ReadOutcome:
+        self, path: str, fd: int, wanted: Sequence[Transfer], index: int, left: Sequence[int]
+    ) -> dict[int, ReadOutcome]:
         status = os.fstat(fd)
+        reader = self._readers[group_of(wanted[index][0])]
+        others: dict[int, ReadOutcome] = {}
         try:
             if not stat.S_ISREG(status.st_mode):
                 raise RecordError(BadReason.FOREIGN, "not a file")
-            nbytes = self._readers[group_of(key)].read(fd, key, into, first_block)
+            most = reader.geometry.payload_bytes * (len(left) + 1)
+            with reader.open(fd, min(status.st_size, most)) as file:
+                together = self._together(file, status, wanted, index, left)
+                if together:
+                    chosen = [index, *together]
+                    brought = file.read_together([wanted[one] for one in chosen])
+                    others = {
+                        one: Loaded(nbytes)
+                        for one, nbytes in zip(together, brought[1:], strict=True)
+                        if isinstance(nbytes, int)
+                    }
+                    own = brought[0]
+                    if isinstance(own, Exception):
+                        raise own
+                else:
+                    own = file.read(*wanted[index])
         except RecordError as error:
             if error.reason in CONTENT_REASONS:
                 self._condemn(path, status)
-            return Bad(error.reason, f"{path}: {error}")
-        if nbytes is None:
-            return Missing()
-        self._renew(fd, status)
-        return Loaded(nbytes)
+            return {index: Bad(error.reason, f"{path}: {error}"), **others}
+        except OSError as error:
+            return {index: _read_error(error), **others}
+        if own is not None or others:
+            self._renew(fd, status)
+        return {index: Missing() if own is None else Loaded(own), **others}
+
+    def _together(
+        self,
+        file: OpenFile,
+        status: os.stat_result,
+        wanted: Sequence[Transfer],
+        index: int,
+        left: Sequence[int],
+    ) -> list[int]:
+        """Which other chunks to read from an open file: those that it holds and still stands for."""
+        if file.table is None or not left:
+            return []
+        held = file.table.entries
+        by_key = {wanted[one][0]: one for one in left if wanted[one][0] in held}
+        by_key.pop(wanted[index][0], None)
+        if status.st_nlink == len(held):
+            return list(by_key.values())
+        # A name is missing: its chunk was removed, or another file has taken its place.
+        return [one for key, one in by_key.items() if _is(self._files.path(key), status)]
 
     def _condemn(self, path: str, status: os.stat_result) -> None:
         """Remove a file that no reader can ever use, unless it has been replaced meanwhile."""
         if self.read_only:
             return
         with contextlib.suppress(OSError):
-            now = os.stat(path)
-            if (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev):
+            if _is(path, status):
                 os.unlink(path)
 
     def _renew(self, fd: int, status: os.stat_result) -> None:
         if self._touch and not self.read_only and time.time() - status.st_mtime > TOUCH_SECONDS:
             with contextlib.suppress(OSError):
                 os.utime(fd)
-
-    def _stored_from(self, path: str, key: ChunkKey, geometry: GroupGeometry) -> int:
-        """First block of the record that is there already; beyond every block when there is none."""
-        nothing = geometry.blocks_per_chunk
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return nothing
-        try:
-            header = read_header(fd, header_bytes(geometry.blocks_per_chunk))
-            check_identity(header, self._fingerprint, key, geometry)
-            whole = os.fstat(fd).st_size >= header.record_bytes
-            return header.first_block if whole else nothing
-        except RecordError:
-            return nothing  # whatever it is, a good record may take its place
-        finally:
-            os.close(fd)
 
     def _describe(self) -> None:
         path = f"{self._base}/{NAMESPACE_FILE}"
@@ -246,6 +294,15 @@ class FilesystemTier(Tier):
                 f"{path} describes another engine than this one, though their fingerprints are equal; "
                 f"if the file was edited, remove it"
             )
+
+
+def _is(path: str, status: os.stat_result) -> bool:
+    """Whether a file is the one that has this status."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return False
+    return (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev)
 
 
 def _names(directory: str) -> list[str]:

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from kvstrata.chunks.key import ChunkKey
-from kvstrata.tiers.tier import ReadOutcome, Tier, WriteOutcome
+from kvstrata.tiers.tier import ReadOutcome, Tier, Transfer, WriteOutcome
 
 
 class PassingTier(Tier):
     """Passes everything on.
+
+    Whoever changes what `read` or `write` does changes it for each chunk of several, too, without a word
+    more: these are passed on together only as long as one alone is passed on as it is.
 
     Attributes:
         inner: the tier that does the work.
@@ -34,6 +37,18 @@ class PassingTier(Tier):
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
         return self.inner.write(key, payload, first_block)
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """See `Tier.read_many`."""
+        if type(self).read is not PassingTier.read:
+            return super().read_many(wanted)
+        return self.inner.read_many(wanted)
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """See `Tier.write_many`."""
+        if type(self).write is not PassingTier.write:
+            return super().write_many(given)
+        return self.inner.write_many(given)
 
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""

@@ -1,21 +1,30 @@
-"""Reading records out of open files; every byte is verified while it is in the processor's cache."""
+"""Reading chunks out of open files; every byte is verified while it is in the processor's cache."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from kvstrata.chunks import segment
 from kvstrata.chunks.checksum import DIGEST_BYTES, Buffer, digest, digest_in_parts
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.chunks.record import (
     CHECKSUMS_AT,
+    PAGE,
     ExpectedHeader,
     RecordHeader,
     check_identity,
     declared_header_bytes,
     decode,
 )
+from kvstrata.chunks.segment import Segment
 from kvstrata.errors import BadReason, RecordError
+from kvstrata.fileio.direct import DirectPolicy, Reading
 from kvstrata.fileio.transfer import read_at
+from kvstrata.tiers.tier import Transfer
 
-VERIFY_BYTES = 256 << 10
-"""Bytes that are read before they are verified, so that they are still in the processor's cache."""
+Brought = int | None | RecordError | OSError
+"""Bytes of the blocks that were asked for, all in their places; None where the file lacks some of them (the
+buffer is as it was); or why they cannot be had."""
 
 
 class RecordReader:
@@ -27,106 +36,271 @@ class RecordReader:
     Args:
         namespace: fingerprint, 16 bytes.
         geometry: of the group.
+        policy: whether files are read past the page cache.
     """
 
-    def __init__(self, namespace: bytes, geometry: GroupGeometry) -> None:
-        self._namespace = namespace
-        self._geometry = geometry
-        self._expected = ExpectedHeader(namespace, geometry)
-        self._size = geometry.block_bytes
-        self._step = max(1, VERIFY_BYTES // max(self._size, 1)) * self._size
+    def __init__(self, namespace: bytes, geometry: GroupGeometry, policy: DirectPolicy) -> None:
+        self.namespace = namespace
+        self.geometry = geometry
+        self.expected = ExpectedHeader(namespace, geometry)
+        self._policy = policy
 
-    def read(self, fd: int, key: ChunkKey, into: memoryview, first_block: int) -> int | None:
+    @contextmanager
+    def open(self, fd: int, nbytes: int) -> Iterator["OpenFile"]:
+        """Find out what an open file holds.
+
+        Args:
+            fd: of the file; stays open.
+            nbytes: that will probably be read of it.
+
+        Raises:
+            RecordError: it is a segment that cannot be used. What else it is shows when it is read.
+            OSError: as the operating system reports it.
+        """
+        with Reading(fd, self._policy, nbytes) as source:
+            head = bytearray(self.expected.header_bytes)
+            count = source.header(memoryview(head), 0)
+            table = _table(fd, memoryview(head)[:count]) if segment.is_segment(head) else None
+            yield OpenFile(fd, source, self, head if count == len(head) else None, table)
+
+
+class OpenFile:
+    """One open file of chunks; for one thread.
+
+    Attributes:
+        table: of a segment; None for anything else.
+
+    Args:
+        fd: of the file.
+        source: the way to its bytes.
+        reader: of the chunks' group.
+        head: the file's beginning, as long as a whole chunk's header; None where the file is shorter.
+        table: see above.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        source: Reading,
+        reader: RecordReader,
+        head: bytearray | None,
+        table: Segment | None,
+    ) -> None:
+        self._fd = fd
+        self._source = source
+        self._reader = reader
+        self._head = head
+        self._size = reader.geometry.block_bytes
+        self._end = reader.geometry.payload_bytes
+        self.table = table
+
+    def read(self, key: ChunkKey, into: memoryview, first_block: int) -> int | None:
         """Bring blocks `first_block` to the chunk's end into their places and verify each.
 
         Args:
-            fd: of the open record.
             key: of the chunk.
             into: writable uint8 view of the whole chunk's `payload_bytes`.
             first_block: where to start.
 
         Returns:
-            Bytes of these blocks; None where the record lacks some of them.
+            Bytes of these blocks; None where the file lacks some of them.
 
         Raises:
             RecordError: it cannot be used.
             OSError: as the operating system reports it.
         """
-        header = bytearray(self._expected.header_bytes)
-        whole = read_at(fd, [memoryview(header)], 0) == len(header)
-        start = self._expected.first_block(header, key) if whole else None
-        table: Buffer = memoryview(header)[CHECKSUMS_AT:]
-        payload = len(header)
-        if start is None:
-            decoded = read_header(fd, len(header))
-            check_identity(decoded, self._namespace, key, self._geometry)
-            start, table, payload = decoded.first_block, decoded.table, decoded.header_bytes
+        start, table, payload = self._place(key)
         if start > first_block:
             return None
-        run = _Run(fd, into, payload - start * self._size)
-        self._verify(
-            run, key, memoryview(table)[(first_block - start) * DIGEST_BYTES :], first_block
-        )
-        return self._geometry.payload_bytes - first_block * self._size
+        run = _Run(self._source, into, payload - start * self._size)
+        self._verify(run, key, table[(first_block - start) * DIGEST_BYTES :], first_block)
+        return self._end - first_block * self._size
+
+    def read_together(self, wanted: Sequence[Transfer]) -> list[Brought]:
+        """The same for several chunks of a segment, with as few calls as their sizes allow.
+
+        Args:
+            wanted: key, buffer and first block of each; different keys.
+        """
+        assert self.table is not None
+        brought: list[Brought] = [None] * len(wanted)
+        pieces: list[tuple[int, memoryview, int]] = []
+        for index, (key, into, first_block) in enumerate(wanted):
+            try:
+                start, _, payload = self._place(key)
+            except RecordError as error:
+                brought[index] = error
+                continue
+            if start <= first_block:
+                low = first_block * self._size
+                pieces.append((payload + low - start * self._size, into[low : self._end], index))
+        pieces.sort(key=lambda piece: piece[0])
+        gap = memoryview(bytearray(PAGE))
+        for step in _steps(pieces, self._source.step_bytes):
+            whole = _read_step(self._source, step, gap)
+            for _, part, index in step:
+                key, into, first_block = wanted[index]
+                if not whole:  # each alone, to tell which of them are good
+                    brought[index] = self._alone(key, into, first_block)
+                    continue
+                wrong = self._check(key, part, self.table.checksums(key, first_block), first_block)
+                brought[index] = wrong or len(part)
+        return brought
+
+    def _place(self, key: ChunkKey) -> tuple[int, memoryview, int]:
+        """First stored block, its checksum and the following ones, and where it stands in the file."""
+        reader = self._reader
+        if self.table is not None:
+            self.table.check(reader.namespace, key, reader.geometry)
+            entry = self.table.entries[key]
+            return entry.first_block, self.table.checksums(key, entry.first_block), entry.offset
+        head = self._head
+        start = reader.expected.first_block(head, key) if head is not None else None
+        if head is not None and start is not None:
+            return start, memoryview(head)[CHECKSUMS_AT:], len(head)
+        header = _read_header(self._fd, reader.expected.header_bytes)
+        check_identity(header, reader.namespace, key, reader.geometry)
+        return header.first_block, memoryview(header.table), header.header_bytes
+
+    def _alone(self, key: ChunkKey, into: memoryview, first_block: int) -> Brought:
+        try:
+            return self.read(key, into, first_block)
+        except (RecordError, OSError) as error:
+            return error
 
     def _verify(self, run: "_Run", key: ChunkKey, table: memoryview, first_block: int) -> None:
         """Fill and check blocks; `table` begins with the checksum of `first_block`."""
-        size, end, at = self._size, self._geometry.payload_bytes, 0
-        for low in range(first_block * size, end, self._step):
-            high = min(low + self._step, end)
-            if size > VERIFY_BYTES:
-                found = [run.digest(low, high)]
+        size, most = self._size, self._source.step_bytes
+        step = max(1, most // max(size, 1)) * size
+        for low in range(first_block * size, self._end, step or 1):
+            high = min(low + step, self._end)
+            block = low // size
+            at = (block - first_block) * DIGEST_BYTES
+            if size <= most:
+                wrong = self._check(key, run.fill(low, high), table[at:], block)
             else:
-                part = run.fill(low, high)
-                found = [digest(part[one : one + size]) for one in range(0, high - low, size)]
-            for one in found:
-                if table[at : at + DIGEST_BYTES] != one:
-                    block = first_block + at // DIGEST_BYTES
-                    raise RecordError(BadReason.CHECKSUM, f"block {block} of {key.hex()}")
-                at += DIGEST_BYTES
+                whole = run.digest(low, high, most) == table[at : at + DIGEST_BYTES]
+                wrong = None if whole else _differs(key, block)
+            if wrong is not None:
+                raise wrong
+
+    def _check(
+        self, key: ChunkKey, data: memoryview, table: Buffer, first_block: int
+    ) -> RecordError | None:
+        """What is wrong with blocks from `first_block` on, as their checksums say."""
+        size = self._size
+        for number in range(len(data) // size if size else 0):
+            at = number * DIGEST_BYTES
+            if digest(data[number * size : (number + 1) * size]) != table[at : at + DIGEST_BYTES]:
+                return _differs(key, first_block + number)
+        return None
+
+
+def _differs(key: ChunkKey, block: int) -> RecordError:
+    return RecordError(BadReason.CHECKSUM, f"block {block} of {key.hex()}")
+
+
+def _steps(
+    pieces: Sequence[tuple[int, memoryview, int]], step_bytes: int
+) -> list[list[tuple[int, memoryview, int]]]:
+    """Cut pieces of a file, in order, into runs that follow each other, each read by one call."""
+    steps: list[list[tuple[int, memoryview, int]]] = []
+    nbytes, end = 0, -1
+    for piece in pieces:
+        offset, part, _ = piece
+        follows = 0 <= offset - end < PAGE
+        if not follows or nbytes + len(part) > step_bytes:
+            steps.append([])
+            nbytes = 0
+        steps[-1].append(piece)
+        nbytes += len(part)
+        end = offset + len(part)
+    return steps
+
+
+def _read_step(
+    source: Reading, step: Sequence[tuple[int, memoryview, int]], gap: memoryview
+) -> bool:
+    """Read pieces that follow each other; what stands between them goes to `gap`. Whether all came."""
+    first = step[0][0]
+    buffers: list[memoryview] = []
+    at = first
+    for offset, part, _ in step:
+        if offset > at:
+            buffers.append(gap[: offset - at])
+        buffers.append(part)
+        at = offset + len(part)
+    try:
+        return source.read_at(buffers, first) == at - first
+    except OSError:
+        return False
 
 
 class _Run:
     """Bytes of a file on their way to the same positions of a buffer.
 
     Args:
-        fd: of the file.
+        source: the way to the file's bytes.
         into: the buffer.
         base: position in the file of the buffer's first byte.
     """
 
-    def __init__(self, fd: int, into: memoryview, base: int) -> None:
-        self._fd = fd
+    def __init__(self, source: Reading, into: memoryview, base: int) -> None:
+        self._source = source
         self._into = into
         self._base = base
 
     def fill(self, low: int, high: int) -> memoryview:
         """Bytes `low` to `high` of the buffer, read. Raises RecordError where the file ends before."""
         part = self._into[low:high]
-        got = read_at(self._fd, [part], self._base + low)
+        got = self._source.read_at([part], self._base + low)
         if got < high - low:
             raise RecordError(BadReason.TRUNCATED, f"ends at byte {self._base + low + got}")
         return part
 
-    def digest(self, low: int, high: int) -> bytes:
+    def digest(self, low: int, high: int, step: int) -> bytes:
         """Checksum of one large block, piece by piece as it comes."""
         running = digest_in_parts()
-        for begin in range(low, high, VERIFY_BYTES):
-            running.update(self.fill(begin, min(begin + VERIFY_BYTES, high)))
+        for begin in range(low, high, step):
+            running.update(self.fill(begin, min(begin + step, high)))
         return running.digest()
 
 
-def read_header(fd: int, expected_bytes: int) -> RecordHeader:
-    """Read and decode the header of an open record.
+def find_chunk(fd: int, key: ChunkKey, expected_bytes: int = PAGE) -> tuple[RecordHeader, int]:
+    """What an open file, a record or a segment, says of a chunk.
 
     Args:
         fd: of the file.
-        expected_bytes: how long the header probably is.
+        key: of the chunk; a record may say another, which is for the caller to compare.
+        expected_bytes: how long a record's header probably is.
+
+    Returns:
+        The header of the chunk's record, or what it would be; where in the file its first block stands.
 
     Raises:
-        RecordError: see `kvstrata.chunks.record.decode`.
+        RecordError: see `kvstrata.chunks.record.decode` and `kvstrata.chunks.segment.decode`; `KEY`
+            where a segment does not hold it.
         OSError: as the operating system reports it.
     """
+    head = memoryview(bytearray(expected_bytes))
+    head = head[: read_at(fd, [head], 0)]
+    if segment.is_segment(head):
+        table = _table(fd, head)
+        header = table.header(key)
+        return header, table.entries[key].offset
+    header = _read_header(fd, expected_bytes)
+    return header, header.header_bytes
+
+
+def _table(fd: int, head: memoryview) -> Segment:
+    """The table of an open segment that begins with `head`."""
+    if len(head) >= PAGE and len(head) < (length := segment.declared_table_bytes(head)):
+        head = memoryview(bytearray(length))
+        head = head[: read_at(fd, [head], 0)]
+    return segment.decode(head)
+
+
+def _read_header(fd: int, expected_bytes: int) -> RecordHeader:
     data = memoryview(bytearray(expected_bytes))
     data = data[: read_at(fd, [data], 0)]
     if len(data) < (length := declared_header_bytes(data)):

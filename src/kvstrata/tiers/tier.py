@@ -59,6 +59,9 @@ SET_ASIDE = "set_aside"
 ReadOutcome = Loaded | Missing | Bad
 WriteOutcome = Stored | Present | Failed
 
+Transfer = tuple[ChunkKey, memoryview, int]
+"""One of several reads or writes: the arguments of `Tier.read` or `Tier.write`."""
+
 
 class Tier(ABC):
     """One place that holds chunks.
@@ -108,6 +111,28 @@ class Tier(ABC):
                 the call returns.
             first_block: blocks before this one are not valid and are not stored.
         """
+
+    def read_many(self, wanted: Sequence[Transfer]) -> list[ReadOutcome]:
+        """Read several chunks; the same as to read each, but what they have in common is done once.
+
+        Args:
+            wanted: in any order; chunks that were written together are best read together.
+
+        Returns:
+            The outcome of each.
+        """
+        return [self.read(key, into, first_block) for key, into, first_block in wanted]
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        """Publish several chunks; the same as to write each, but what they have in common is done once.
+
+        Args:
+            given: of one group they become visible in this order.
+
+        Returns:
+            The outcome of each.
+        """
+        return [self.write(key, payload, first_block) for key, payload, first_block in given]
 
     @abstractmethod
     def remove(self, key: ChunkKey) -> bool:
