@@ -110,6 +110,18 @@ SET_ASIDE = Metric(
     "1 while a tier's reads or writes keep failing and are not tried, but for a test now and then.",
     ("tier", "operation"),
 )
+STORED_BYTES = Metric(
+    "kvstrata_stored_bytes",
+    Kind.GAUGE,
+    "Bytes that all engines keep below a tier's path, and their bound, as last estimated; only with a bound.",
+    ("tier", "what"),
+)
+EVICTED_BYTES = Metric(
+    "kvstrata_evicted_bytes",
+    Kind.COUNTER,
+    "Bytes that this engine removed from a tier so that its bound holds.",
+    ("tier",),
+)
 REFUSED = Metric(
     "kvstrata_refused",
     Kind.COUNTER,
@@ -157,6 +169,8 @@ ALL = (
     STUCK_THREADS,
     SET_ASIDE,
     REFUSED,
+    STORED_BYTES,
+    EVICTED_BYTES,
 )
 """Every metric."""
 

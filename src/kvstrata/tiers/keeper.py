@@ -108,7 +108,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="kvstrata-keeper", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = 1.0) -> None:
         """Look no more; waits for what is under way, for a limited time."""
         self._stopped.set()
         self._wake.set()

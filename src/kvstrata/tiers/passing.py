@@ -58,6 +58,10 @@ class PassingTier(Tier):
         """See `Tier.scan`."""
         return self.inner.scan()
 
+    def take_removed(self) -> list[ChunkKey]:
+        """See `Tier.take_removed`."""
+        return self.inner.take_removed()
+
     def close(self) -> None:
         """See `Tier.close`."""
         self.inner.close()

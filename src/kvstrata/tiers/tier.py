@@ -142,5 +142,9 @@ class Tier(ABC):
     def scan(self) -> Iterator[ChunkKey]:
         """Every chunk held, in no order; may miss or repeat chunks that change meanwhile."""
 
+    def take_removed(self) -> list[ChunkKey]:
+        """Chunks that this tier itself removed since the last call, such as to keep within a bound."""
+        return []
+
     def close(self) -> None:
         """Release what the tier holds. Chunks on persistent tiers stay."""

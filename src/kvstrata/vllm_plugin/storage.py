@@ -9,9 +9,12 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock
 from kvstrata.options import Options
+from kvstrata.tiers.bounded import BoundedTier
 from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.keeper import Done
 from kvstrata.tiers.metered import MeteredTier
+from kvstrata.tiers.shares import Bound
 from kvstrata.tiers.tier import Bad, ReadOutcome, Tier, WriteOutcome
 from kvstrata.vllm_plugin.processors import usable_processors
 
@@ -76,8 +79,27 @@ def open_storage(
             counters.count(m.BYTES, nbytes, ("filesystem", operation))
         counters.count(m.SECONDS, seconds, ("filesystem", operation))
 
-    metered = MeteredTier(tier, clock, observe)
+    metered = MeteredTier(_bounded(tier, options, clock, counters), clock, observe)
     return BreakerTier(metered, clock, options.read_deadline, _Watch(options.path, counters))
+
+
+def _bounded(
+    tier: FilesystemTier, options: Options, clock: Clock, counters: m.Metrics
+) -> FilesystemTier | BoundedTier:
+    """The tier, within the bound that the options give."""
+    nbytes, share = options.capacity or (None, None)
+    bound = Bound(nbytes, share, options.keep_free)
+    if not bound or tier.read_only:
+        return tier
+
+    def looked(done: Done) -> None:
+        """Count what one look led to; called by the keeper's thread."""
+        counters.level(m.STORED_BYTES, done.usage.used, ("filesystem", "used"))
+        counters.level(m.STORED_BYTES, done.usage.bound, ("filesystem", "bound"))
+        if done.nbytes:
+            counters.count(m.EVICTED_BYTES, done.nbytes, ("filesystem",))
+
+    return BoundedTier(tier, bound, clock, looked)
 
 
 class _Watch:
