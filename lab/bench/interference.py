@@ -42,8 +42,8 @@ PROMPT = 100
 LONG = 32768
 LONG_SEEDS = (1, 2)
 OTHERS = 6144
-"""Tokens of room beside the long prompt, on the device and in the arena: the streams' own and no more, so that
-not much of the other long prompt stays."""
+"""Tokens of room beside the long prompt, on the device and in the arena: the streams' own and no more,
+so that not much of the other long prompt stays."""
 NOTES = {
     "slowdown_percent": "median gap between tokens with offload over without, medians of paired rounds",
     "p99_slowdown_percent": "the same of the 99th percentile",
