@@ -52,7 +52,7 @@ def serve(served: FaultyEngine, fault: Fault) -> None:
     """Known and new prompts, in turn."""
     found = served.known()
     assert fault.cached is None or found == [fault.cached] * KNOWN
-    for again in range(2):
+    for again in range(3):
         seed = served.fresh()
         if not fault.hangs:
             served.settle()
@@ -84,7 +84,7 @@ def test_answers_are_right_and_in_time_and_metrics_tell(served: FaultyEngine, fa
         assert any(count.met for count in served.faults.counts())
     finally:
         served.faults.clear()
-    served.recover()
+        served.recover()
     for operation, count in lines.items():
         # One line when it is set aside and one when it is taken back, however many requests there were.
         aside = f"set_aside{{operation={operation},tier=filesystem}}" in found
