@@ -14,7 +14,7 @@ media and dead peers is its own and is tested beside it.
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,16 @@ import pytest
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import ChunkKey, group_of, make_key
-from kvstrata.tiers.tier import Failed, Loaded, Missing, Present, Stored, Tier, WriteOutcome
+from kvstrata.tiers.tier import (
+    Failed,
+    Loaded,
+    Missing,
+    Present,
+    ReadOutcome,
+    Stored,
+    Tier,
+    WriteOutcome,
+)
 
 PLAIN, SMALL, LARGE, MANY, SINGLE = range(5)
 """Groups of the suite."""
@@ -64,21 +73,41 @@ class Reading:
     """One read into a buffer that lies between guards and holds sentinels.
 
     Attributes:
+        key: the chunk.
         outcome: what the tier answered.
+
+    Args:
+        tier: to read from; None for nothing yet.
+        key: the chunk.
+        first_block: where to start.
     """
 
-    def __init__(self, tier: Tier, key: ChunkKey, first_block: int = 0) -> None:
+    def __init__(self, tier: Tier | None, key: ChunkKey, first_block: int = 0) -> None:
         self._geometry = GEOMETRIES[group_of(key)]
-        self._key = key
+        self.key = key
         self._start = first_block * self._geometry.block_bytes
         size = self._geometry.payload_bytes
         self._around = bytearray([SENTINEL]) * (size + 128)
         self._into = memoryview(self._around)[64 : 64 + size]
-        self.outcome = tier.read(key, self._into, first_block)
+        self.outcome: ReadOutcome = Missing()
+        if tier is not None:
+            self.outcome = tier.read(key, self._into, first_block)
+
+    @classmethod
+    def of_many(cls, tier: Tier, wanted: Sequence[tuple[ChunkKey, int]]) -> list["Reading"]:
+        """Several chunks from their first blocks on, with one call."""
+        readings = [cls(None, key, first_block) for key, first_block in wanted]
+        arguments = [
+            (key, one._into, first_block)
+            for (key, first_block), one in zip(wanted, readings, strict=True)
+        ]
+        for one, outcome in zip(readings, tier.read_many(arguments), strict=True):
+            one.outcome = outcome
+        return readings
 
     def check_loaded(self) -> None:
         """The blocks asked for are here, and nothing else was touched."""
-        expected = payload_of(self._key, self._geometry)[self._start :]
+        expected = payload_of(self.key, self._geometry)[self._start :]
         assert self.outcome == Loaded(len(expected))
         assert self._into[self._start :] == expected, "other bytes than were stored"
         self._check_sentinels(64 + self._start)
@@ -95,11 +124,20 @@ class Reading:
 
 def store(tier: Tier, key: ChunkKey, first_block: int = 0) -> WriteOutcome:
     """Write a key's chunk; what stands before `first_block` in the buffer is not its content."""
+    return tier.write(key, _given(key, first_block), first_block)
+
+
+def store_many(tier: Tier, given: Sequence[tuple[ChunkKey, int]]) -> list[WriteOutcome]:
+    """The same for several chunks from their first blocks on, with one call."""
+    return tier.write_many([(key, _given(key, first), first) for key, first in given])
+
+
+def _given(key: ChunkKey, first_block: int) -> memoryview:
     geometry = GEOMETRIES[group_of(key)]
     payload = bytearray(payload_of(key, geometry))
     start = first_block * geometry.block_bytes
     payload[:start] = bytes([SENTINEL]) * start
-    return tier.write(key, memoryview(payload).toreadonly(), first_block)
+    return memoryview(payload).toreadonly()
 
 
 class TierContract:
@@ -171,6 +209,72 @@ class TierContract:
         Reading(tier, key, first - 1).check_missing()
         Reading(tier, key, first).check_loaded()
         Reading(tier, key, geometry.blocks_per_chunk - 1).check_loaded()
+
+    @_GROUPS
+    def test_several_at_once_are_as_each_alone(self, tier: Tier, group: int) -> None:
+        keys = [key_of(f"together {i}", group) for i in range(6)]
+        size = GEOMETRIES[group].payload_bytes
+        assert store_many(tier, [(key, 0) for key in keys[:5]]) == [Stored(size)] * 5
+        assert store_many(tier, [(keys[5], 0), (keys[0], 0)]) == [Stored(size), Present()]
+        for key in keys:
+            Reading(tier, key).check_loaded()
+        assert tier.remove(keys[2])
+        absent = key_of("not together", group)
+        wanted = [keys[4], absent, *keys[:4], keys[5]]
+        for reading in Reading.of_many(tier, [(key, 0) for key in wanted]):
+            if reading.key in (keys[2], absent):
+                reading.check_missing()
+            else:
+                reading.check_loaded()
+        assert tier.read_many([]) == [] and tier.write_many([]) == []
+
+    def test_several_of_several_groups(self, tier: Tier) -> None:
+        given = [(key_of(f"mixed {i}", i % 3), i % 2) for i in range(12)]
+        outcomes = store_many(tier, given)
+        for (key, first), outcome in zip(given, outcomes, strict=True):
+            geometry = GEOMETRIES[group_of(key)]
+            if geometry.blocks_per_chunk > first:
+                assert outcome == Stored(geometry.payload_bytes - first * geometry.block_bytes)
+        for reading in Reading.of_many(tier, given[::-1]):
+            reading.check_loaded()
+        # The first block of half of them was not stored.
+        for reading in Reading.of_many(tier, [(key, 0) for key, _ in given]):
+            if (reading.key, 0) in given:
+                reading.check_loaded()
+            else:
+                reading.check_missing()
+
+    @_PARTIAL
+    def test_tails_of_several(self, tier: Tier, group: int) -> None:
+        keys = [key_of(f"tails {i}", group) for i in range(5)]
+        store_many(tier, [(key, 0) for key in keys])
+        blocks = GEOMETRIES[group].blocks_per_chunk
+        firsts = [0, blocks - 1, 1, blocks // 2, 0]
+        for reading in Reading.of_many(tier, list(zip(keys, firsts, strict=True))):
+            reading.check_loaded()
+
+    @_PARTIAL
+    def test_more_complete_chunks_take_their_places(self, tier: Tier, group: int) -> None:
+        keys = [key_of(f"grown {i}", group) for i in range(5)]
+        store_many(tier, [(key, 2) for key in keys])
+        size = GEOMETRIES[group].payload_bytes
+        assert store_many(tier, [(key, 0) for key in keys[1:4]]) == [Stored(size)] * 3
+        for reading in Reading.of_many(tier, [(key, 0) for key in keys[1:4]]):
+            reading.check_loaded()
+        first, *_, last = Reading.of_many(tier, [(key, 0) for key in keys])
+        first.check_missing()
+        last.check_missing()
+        for reading in Reading.of_many(tier, [(key, 2) for key in keys]):
+            reading.check_loaded()
+
+    def test_a_chunk_twice_in_one_call(self, tier: Tier) -> None:
+        key = key_of("twice at once", SMALL)
+        geometry = GEOMETRIES[SMALL]
+        partly = Stored(geometry.payload_bytes - 3 * geometry.block_bytes)
+        given = [(key, 3), (key, 3), (key, 0)]
+        assert store_many(tier, given) == [partly, Present(), Stored(geometry.payload_bytes)]
+        for reading in Reading.of_many(tier, [(key, 0), (key, 5), (key, 0)]):
+            reading.check_loaded()
 
     @_GROUPS
     def test_a_second_write_changes_nothing(self, tier: Tier, group: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import ChunkKey, group_of, make_key
-from kvstrata.tiers.tier import Loaded, Missing, Present, Stored, Tier
+from kvstrata.tiers.tier import Loaded, Missing, Present, ReadOutcome, Stored, Tier
 
 GEOMETRIES: Mapping[int, GroupGeometry] = {
     0: GroupGeometry(0, GroupKind.FULL, 16, 4, (64,)),
@@ -46,26 +46,44 @@ class TierMachine(RuleBasedStateMachine):
         """A tier for `GEOMETRIES`: empty at first, at the same place when it is made again."""
         raise NotImplementedError
 
-    @rule(key=keys, data=st.data())
-    def write(self, key: ChunkKey, data: st.DataObject) -> None:
+    @rule(chunks=st.lists(keys, min_size=1, max_size=6, unique=True), data=st.data())
+    def write(self, chunks: list[ChunkKey], data: st.DataObject) -> None:
         """Stored when nothing at least as complete is there."""
-        geometry = GEOMETRIES[group_of(key)]
-        first = data.draw(st.integers(0, geometry.blocks_per_chunk - 1), label="first block")
-        outcome = self.tier.write(key, memoryview(_payload(key)), first)
-        if self.model.get(key, geometry.blocks_per_chunk) <= first:
-            assert outcome == Present()
+        firsts = [self._first_block(key, data) for key in chunks]
+        given = list(zip(chunks, firsts, strict=True))
+        if len(given) == 1:
+            key, first = given[0]
+            outcomes = [self.tier.write(key, memoryview(_payload(key)), first)]
         else:
-            stored = (geometry.blocks_per_chunk - first) * geometry.block_bytes
-            assert outcome == Stored(stored)
-            self.model[key] = first
+            outcomes = self.tier.write_many(
+                [(key, memoryview(_payload(key)), first) for key, first in given]
+            )
+        for (key, first), outcome in zip(given, outcomes, strict=True):
+            geometry = GEOMETRIES[group_of(key)]
+            if self.model.get(key, geometry.blocks_per_chunk) <= first:
+                assert outcome == Present()
+            else:
+                stored = (geometry.blocks_per_chunk - first) * geometry.block_bytes
+                assert outcome == Stored(stored)
+                self.model[key] = first
 
-    @rule(key=keys, data=st.data())
-    def read(self, key: ChunkKey, data: st.DataObject) -> None:
+    @rule(chunks=st.lists(keys, min_size=1, max_size=6), data=st.data())
+    def read(self, chunks: list[ChunkKey], data: st.DataObject) -> None:
         """Loaded when every block asked for is there; nothing but these blocks is touched."""
+        firsts = [self._first_block(key, data) for key in chunks]
+        buffers = [
+            bytearray([_SENTINEL]) * GEOMETRIES[group_of(key)].payload_bytes for key in chunks
+        ]
+        if len(chunks) == 1:
+            outcomes = [self.tier.read(chunks[0], memoryview(buffers[0]), firsts[0])]
+        else:
+            views = [memoryview(into) for into in buffers]
+            outcomes = self.tier.read_many(list(zip(chunks, views, firsts, strict=True)))
+        for key, first, into, outcome in zip(chunks, firsts, buffers, outcomes, strict=True):
+            self._check_read(key, first, into, outcome)
+
+    def _check_read(self, key: ChunkKey, first: int, into: bytearray, outcome: ReadOutcome) -> None:
         geometry = GEOMETRIES[group_of(key)]
-        first = data.draw(st.integers(0, geometry.blocks_per_chunk - 1), label="first block")
-        into = bytearray([_SENTINEL]) * geometry.payload_bytes
-        outcome = self.tier.read(key, memoryview(into), first)
         start = first * geometry.block_bytes
         if self.model.get(key, geometry.blocks_per_chunk) <= first:
             assert outcome == Loaded(geometry.payload_bytes - start)
@@ -74,6 +92,11 @@ class TierMachine(RuleBasedStateMachine):
             assert outcome == Missing()
             start = len(into)
         assert into[:start] == bytes([_SENTINEL]) * start
+
+    @staticmethod
+    def _first_block(key: ChunkKey, data: st.DataObject) -> int:
+        blocks = GEOMETRIES[group_of(key)].blocks_per_chunk
+        return data.draw(st.integers(0, blocks - 1), label="first block")
 
     @rule(key=keys)
     def remove(self, key: ChunkKey) -> None:

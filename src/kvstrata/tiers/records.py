@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 
 from kvstrata.chunks import segment
 from kvstrata.chunks.checksum import DIGEST_BYTES, Buffer, digest, digest_in_parts
@@ -25,6 +26,11 @@ from kvstrata.tiers.tier import Transfer
 Brought = int | None | RecordError | OSError
 """Bytes of the blocks that were asked for, all in their places; None where the file lacks some of them (the
 buffer is as it was); or why they cannot be had."""
+
+
+Piece = tuple[int, memoryview, int, int]
+"""Of a segment's chunk: where it stands in the file, where it goes, which one it is, and where its checksums
+stand in the table."""
 
 
 class RecordReader:
@@ -123,28 +129,31 @@ class OpenFile:
             wanted: key, buffer and first block of each; different keys.
         """
         assert self.table is not None
+        size, table = self._size, self.table
         brought: list[Brought] = [None] * len(wanted)
-        pieces: list[tuple[int, memoryview, int]] = []
+        pieces: list[Piece] = []
         for index, (key, into, first_block) in enumerate(wanted):
             try:
-                start, _, payload = self._place(key)
+                table.check(self._reader.namespace, key, self._reader.geometry)
             except RecordError as error:
                 brought[index] = error
                 continue
+            start, offset, checksums_at = table.entries[key]
             if start <= first_block:
-                low = first_block * self._size
-                pieces.append((payload + low - start * self._size, into[low : self._end], index))
-        pieces.sort(key=lambda piece: piece[0])
+                offset += (first_block - start) * size
+                checksums_at += (first_block - start) * DIGEST_BYTES
+                pieces.append((offset, into[first_block * size : self._end], index, checksums_at))
+        pieces.sort(key=itemgetter(0))
         gap = memoryview(bytearray(PAGE))
         for step in _steps(pieces, self._source.step_bytes):
             whole = _read_step(self._source, step, gap)
-            for _, part, index in step:
+            for _, part, index, checksums_at in step:
                 key, into, first_block = wanted[index]
-                if not whole:  # each alone, to tell which of them are good
+                if whole:
+                    wrong = self._check(key, part, table.data[checksums_at:], first_block)
+                    brought[index] = wrong or len(part)
+                else:  # each alone, to tell which of them are good
                     brought[index] = self._alone(key, into, first_block)
-                    continue
-                wrong = self._check(key, part, self.table.checksums(key, first_block), first_block)
-                brought[index] = wrong or len(part)
         return brought
 
     def _place(self, key: ChunkKey) -> tuple[int, memoryview, int]:
@@ -189,6 +198,8 @@ class OpenFile:
     ) -> RecordError | None:
         """What is wrong with blocks from `first_block` on, as their checksums say."""
         size = self._size
+        if len(data) == size:
+            return None if digest(data) == table[:DIGEST_BYTES] else _differs(key, first_block)
         for number in range(len(data) // size if size else 0):
             at = number * DIGEST_BYTES
             if digest(data[number * size : (number + 1) * size]) != table[at : at + DIGEST_BYTES]:
@@ -200,14 +211,12 @@ def _differs(key: ChunkKey, block: int) -> RecordError:
     return RecordError(BadReason.CHECKSUM, f"block {block} of {key.hex()}")
 
 
-def _steps(
-    pieces: Sequence[tuple[int, memoryview, int]], step_bytes: int
-) -> list[list[tuple[int, memoryview, int]]]:
+def _steps(pieces: Sequence[Piece], step_bytes: int) -> list[list[Piece]]:
     """Cut pieces of a file, in order, into runs that follow each other, each read by one call."""
-    steps: list[list[tuple[int, memoryview, int]]] = []
+    steps: list[list[Piece]] = []
     nbytes, end = 0, -1
     for piece in pieces:
-        offset, part, _ = piece
+        offset, part, _, _ = piece
         follows = 0 <= offset - end < PAGE
         if not follows or nbytes + len(part) > step_bytes:
             steps.append([])
@@ -218,14 +227,12 @@ def _steps(
     return steps
 
 
-def _read_step(
-    source: Reading, step: Sequence[tuple[int, memoryview, int]], gap: memoryview
-) -> bool:
+def _read_step(source: Reading, step: Sequence[Piece], gap: memoryview) -> bool:
     """Read pieces that follow each other; what stands between them goes to `gap`. Whether all came."""
     first = step[0][0]
     buffers: list[memoryview] = []
     at = first
-    for offset, part, _ in step:
+    for offset, part, _, _ in step:
         if offset > at:
             buffers.append(gap[: offset - at])
         buffers.append(part)
