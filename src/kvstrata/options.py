@@ -157,6 +157,7 @@ class Options:
         io_threads: threads; 0 follows the machine.
         read_deadline: seconds.
         store_queue: bytes.
+        segment: payload bytes of a file that several chunks share.
         fsync: whether a write is on the medium before it counts.
         read_only: whether the filesystem tier only reads.
         touch: whether a read renews a file's time.
@@ -205,6 +206,14 @@ class Options:
         SIZE_ALLOWED + ", greater than 0",
         "Bytes that may wait to be written to storage, at most half of the arena; further writes "
         "are dropped and counted.",
+        unit="bytes",
+    )
+    segment: int = _option(
+        4 << 20,
+        read_size,
+        SIZE_ALLOWED,
+        "Small chunks that are stored together share a file up to this size, if at least four fit; 0 for a "
+        "file for each chunk.",
         unit="bytes",
     )
     fsync: bool = _option(

@@ -60,6 +60,7 @@ def open_storage(
         fsync=options.fsync,
         read_only=options.read_only,
         touch=options.touch,
+        segment=options.segment,
     )
     tier.prepare()
     if followed:
