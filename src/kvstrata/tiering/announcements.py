@@ -94,19 +94,24 @@ class Announcements:
         if storage is self._storage:
             self._tell(storage, keys, removed=False)
 
-    def read(self, storage: Tier, key: ChunkKey, outcome: ReadOutcome | None) -> None:
-        """A read from storage into memory has ended; None when it was not done."""
-        if isinstance(outcome, Loaded):
-            self.stored([key])
+    def read(self, storage: Tier, ended: Sequence[tuple[ChunkKey, ReadOutcome | None]]) -> None:
+        """Reads from storage into memory have ended; None for one that was not done."""
+        loaded = [key for key, outcome in ended if isinstance(outcome, Loaded)]
+        if loaded:
+            self.stored(loaded)
         if storage is not self._storage or self._announced is None:
             return
-        if isinstance(outcome, Loaded):
-            # Whoever wrote it may have told so before this engine's followers listened.
-            self._tell(storage, [key], removed=False)
-        elif isinstance(outcome, Missing) or (
-            isinstance(outcome, Bad) and outcome.reason in CONTENT_REASONS
-        ):
-            self._tell(storage, [key], removed=True)
+        if loaded:
+            # Whoever wrote them may have told so before this engine's followers listened.
+            self._tell(storage, loaded, removed=False)
+        gone = [
+            key
+            for key, outcome in ended
+            if isinstance(outcome, Missing)
+            or (isinstance(outcome, Bad) and outcome.reason in CONTENT_REASONS)
+        ]
+        if gone:
+            self._tell(storage, gone, removed=True)
 
     def begin(self, storage: Tier) -> Survey:
         """A survey of storage is about to be made."""

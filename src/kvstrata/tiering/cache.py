@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
-from kvstrata.chunks.key import ChunkKey, group_of
+from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, make_key
 from kvstrata.clock import Clock
 from kvstrata.tiering.announcements import Announcements, TierEvent
 from kvstrata.tiering.planner import RequestShape
@@ -63,7 +63,7 @@ class TieredCache:
         assert (storage is None) == (runner is None)
         self.memory = memory
         self._storage = storage
-        self._geometries = dict(geometries)
+        self._sizes = {make_key(b"", g.group): g.payload_bytes for g in geometries.values()}
         self._runner = runner
         self._counters = counters
         self._storing: dict[ChunkKey, int] = {}
@@ -97,8 +97,7 @@ class TieredCache:
         Returns:
             Byte offset of each chunk's slot in the arena.
         """
-        self.memory.pin(keys)
-        return [self.offset(key) for key in keys]
+        return self.memory.pin(keys)
 
     def device_read(self, keys: Sequence[ChunkKey]) -> None:
         """The device has read these chunks."""
@@ -160,16 +159,26 @@ class TieredCache:
         Returns:
             Those that are new and got a place, in order, with the byte offset of their slot.
         """
-        accepted = []
-        for key in keys:
-            if self.memory.entry(key) is not None:
+        wanted = list(dict.fromkeys(keys))
+        entry_of = self.memory.entry
+        accepted: list[tuple[ChunkKey, int]] = []
+        start = 0
+        while start < len(wanted):
+            if entry_of(wanted[start]) is not None:
+                start += 1
                 continue
-            entry = self.memory.reserve(key, "device")
-            if entry is None:
-                self._counters.count(m.WRITES_DROPPED, 1, ("no_slot",))
-                continue
-            self._storing[key] = next(self._order)
-            accepted.append((key, entry.offset))
+            end = start + 1  # what is known behind these may be evicted for them, and is new then
+            while end < len(wanted) and entry_of(wanted[end]) is None:
+                end += 1
+            new = wanted[start:end]
+            places = self.memory.reserve_all(new, "device")
+            got = [(k, e.offset) for k, e in zip(new, places, strict=True) if e is not None]
+            if len(got) < len(new):
+                self._counters.count(m.WRITES_DROPPED, len(new) - len(got), ("no_slot",))
+            accepted += got
+            start = end
+        for (key, _), number in zip(accepted, self._order, strict=False):
+            self._storing[key] = number
         return accepted
 
     def complete_store(
@@ -185,17 +194,19 @@ class TieredCache:
             first_blocks: first valid block of chunks that are not whole.
             torn: chunks whose bytes are not usable.
         """
-        stored = []
-        for key in sorted((k for k in keys if k in self._storing), key=self._storing.__getitem__):
-            del self._storing[key]
-            if key in torn:
-                self.memory.abort(key)
-                self.loads.arrived(key, readable=False)
-                self._counters.count(m.WRITES_DROPPED, 1, ("torn",))
-                continue
-            self.memory.commit(key, first_blocks.get(key, 0))
-            self.loads.arrived(key, readable=True)
-            stored.append(key)
+        storing = self._storing
+        ended = sorted((k for k in keys if k in storing), key=storing.__getitem__)
+        for key in ended:
+            del storing[key]
+        lost = [key for key in ended if key in torn] if torn else []
+        for key in lost:
+            self.memory.abort(key)
+        if lost:
+            self.loads.arrived(lost, readable=False)
+            self._counters.count(m.WRITES_DROPPED, len(lost), ("torn",))
+        stored = [key for key in ended if key not in torn] if torn else ended
+        self.memory.commit_all([(key, first_blocks.get(key, 0)) for key in stored])
+        self.loads.arrived(stored, readable=True)
         if stored:
             self._events.stored(stored)
             if self._storage is not None and self._runner is not None:
@@ -257,7 +268,7 @@ class TieredCache:
     # Inner workings.
 
     def _size(self, key: ChunkKey) -> int:
-        return self._geometries[group_of(key)].payload_bytes
+        return self._sizes[key[-GROUP_BYTES:]]
 
     def _release_condemned(self) -> None:
         """Free places that only a device copy from before a reset could still touch.

@@ -115,30 +115,29 @@ def reserve(memory: MemoryTier, load: Load, origin: str) -> Reservation:
     cannot be used are added to `load.absent`.
     """
     assert load.plan is not None and not load.pinned and not load.waiting
-    needs = load.plan.needs()
-    load.first_blocks = {key: block for key, block in needs if block}
-    kinds = [classify(memory, key, first_block) for key, first_block in needs]
-    blocked = [key for (key, _), kind in zip(needs, kinds, strict=True) if kind is Need.BLOCKED]
+    keys = load.plan.keys()
+    first_blocks = load.first_blocks = load.plan.first_blocks()
+    lacking = {
+        key: classify(memory, key, first_blocks.get(key, 0))
+        for key in memory.lacking(keys, first_blocks)
+    }
+    blocked = [key for key, kind in lacking.items() if kind is Need.BLOCKED]
     if blocked:
         load.absent.update(blocked)
         return Reservation(blocked=True)
-    held = [key for (key, _), kind in zip(needs, kinds, strict=True) if kind is Need.HELD]
+    held = [key for key in keys if key not in lacking] if lacking else keys
     memory.pin(held)
-    reads: list[tuple[ChunkKey, int]] = []
-    for need, kind in zip(needs, kinds, strict=True):
-        if kind is not Need.READ:
-            continue
-        if memory.reserve(need[0], origin) is None:
-            for key, _ in reads:
+    reads = [key for key, kind in lacking.items() if kind is Need.READ]
+    places = memory.reserve_all(reads, origin, stop=True)
+    if None in places:
+        for key, place in zip(reads, places, strict=False):
+            if place is not None:
                 memory.abort(key)
-            memory.unpin(held)
-            return Reservation(no_room=True)
-        reads.append(need)
+        memory.unpin(held)
+        return Reservation(no_room=True)
     load.pinned = held
-    load.waiting = {
-        key for (key, _), kind in zip(needs, kinds, strict=True) if kind is not Need.HELD
-    }
-    return Reservation(reads=tuple(reads))
+    load.waiting = set(lacking)
+    return Reservation(reads=tuple((key, first_blocks.get(key, 0)) for key in reads))
 
 
 def batches(
@@ -159,6 +158,30 @@ def batches(
         jobs[-1].append(need)
         size += size_of(need[0])
     return jobs
+
+
+def stored_tokens(load: Load, computed: int, loaded: int) -> int:
+    """How many of a ready load's tokens came from storage for it (not from memory).
+
+    Args:
+        load: ready.
+        computed: tokens before the load.
+        loaded: tokens that the load brings.
+    """
+    if load.plan is None or not load.promoted:
+        return 0
+    covered: list[tuple[int, int]] = []
+    for part in load.plan.parts:
+        chunk = part.geometry.tokens_per_chunk
+        covered += [
+            (index * chunk, (index + 1) * chunk)
+            for index, key in enumerate(part.keys, part.start)
+            if key in load.promoted
+        ]
+    if all(part.geometry.windowed for part in load.plan.parts):
+        return loaded  # the end of the prefix stands for all of it
+    end = computed + loaded
+    return measure_union((max(low, computed), min(high, end)) for low, high in sorted(covered))
 
 
 def measure_union(ranges: Iterable[tuple[int, int]]) -> int:

@@ -103,6 +103,14 @@ class LoadPlan:
     shared: int = 0
     beside: frozenset[ChunkKey] = frozenset()
 
+    def keys(self) -> list[ChunkKey]:
+        """Every chunk."""
+        return [key for part in self.parts for key in part.keys]
+
+    def first_blocks(self) -> dict[ChunkKey, int]:
+        """The block where the needed bytes begin, of chunks that are not needed whole."""
+        return {part.keys[0]: part.first_block for part in self.parts if part.first_block}
+
     def needs(self) -> list[tuple[ChunkKey, int]]:
         """Every chunk with the block where its needed bytes begin."""
         return [
@@ -197,8 +205,8 @@ def _full_limit(
 
 def _walk(keys: Sequence[ChunkKey], start: int, end: int, presence: Presence) -> int:
     """Consecutive present keys from `start`."""
-    found = presence(keys[start:end])
-    return next((index for index, here in enumerate(found) if not here), end - start)
+    found = [*presence(keys[start:end]), False]
+    return found.index(False)
 
 
 def _search(keys: Sequence[ChunkKey], start: int, end: int, presence: Presence) -> int:

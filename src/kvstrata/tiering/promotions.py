@@ -12,7 +12,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.announcements import Announcements
-from kvstrata.tiering.loads import Load, Phase, batches, measure_union, reserve
+from kvstrata.tiering.loads import Load, Phase, batches, reserve, stored_tokens
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
 from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.lifecycle import State
@@ -27,6 +27,10 @@ MAX_SURVEYS = 4
 
 class Promotions:
     """Every request's load.
+
+    Attributes:
+        storage: the tier in use.
+        granted: of each request whose load is ready, the chunks that it may be told to have; see `readable`.
 
     Args:
         memory: the hub.
@@ -58,6 +62,7 @@ class Promotions:
         self._counters = counters
         self._size = size_of
         self._events = events
+        self.granted: dict[str, frozenset[ChunkKey]] = {}
         self._loads: dict[str, Load] = {}
         self._waiters: dict[ChunkKey, list[Load]] = {}
 
@@ -84,13 +89,16 @@ class Promotions:
             self._begin(load)
         elif load.phase is not Phase.READY:
             self._advance(load)
-        return load.phase is Phase.READY
+        ready = load.phase is Phase.READY
+        if ready and load.plan is not None and request not in self.granted:
+            self.granted[request] = load.plan.beside.union(load.pinned)
+        return ready
 
     def readable(self, request: str, key: ChunkKey) -> bool:
         """Whether a chunk can be loaded for this request now. Only after `poll` said ready."""
-        load = self._loads.get(request)
-        if load is not None and load.plan is not None and key in load.plan.beside:
+        if key in self.granted.get(request, ()):
             return True
+        load = self._loads.get(request)
         first_block = load.first_blocks.get(key, 0) if load is not None else 0
         return self._memory.readable(key, first_block)
 
@@ -137,22 +145,12 @@ class Promotions:
             loaded: tokens that the load brings.
         """
         load = self._loads.get(request)
-        if load is None or load.plan is None or not load.promoted:
-            return 0
-        covered: set[tuple[int, int]] = set()
-        for part in load.plan.parts:
-            chunk = part.geometry.tokens_per_chunk
-            for index, key in enumerate(part.keys, part.start):
-                if key in load.promoted:
-                    covered.add((index * chunk, (index + 1) * chunk))
-        if all(part.geometry.windowed for part in load.plan.parts):
-            return loaded  # the end of the prefix stands for all of it
-        end = computed + loaded
-        return measure_union((max(low, computed), min(high, end)) for low, high in sorted(covered))
+        return stored_tokens(load, computed, loaded) if load is not None else 0
 
     def drop(self, request: str) -> None:
         """The request does not need its load any more: loaded, scheduled without, or gone."""
         load = self._loads.pop(request, None)
+        self.granted.pop(request, None)
         if load is None:
             return
         self._memory.unpin(load.pinned)
@@ -164,15 +162,21 @@ class Promotions:
         for request in list(self._loads):
             self.drop(request)
 
-    def arrived(self, key: ChunkKey, *, readable: bool) -> None:
-        """A chunk that was being written is readable now, or gone."""
-        for load in self._waiters.pop(key, ()):
-            load.waiting.discard(key)
-            if readable and self._memory.readable(key, load.first_blocks.get(key, 0)):
-                self._memory.pin([key])
-                load.pinned.append(key)
-            else:
-                load.absent.add(key)
+    def arrived(self, keys: Sequence[ChunkKey], *, readable: bool) -> None:
+        """Chunks that were being written are readable now, or gone."""
+        if not self._waiters:
+            return
+        pinned: dict[Load, list[ChunkKey]] = {}
+        for key in keys:
+            for load in self._waiters.pop(key, ()):
+                load.waiting.discard(key)
+                if readable and self._memory.readable(key, load.first_blocks.get(key, 0)):
+                    pinned.setdefault(load, []).append(key)
+                else:
+                    load.absent.add(key)
+        for load, readable_keys in pinned.items():
+            self._memory.pin(readable_keys)
+            load.pinned.extend(readable_keys)
 
     # Inner workings.
 
@@ -182,11 +186,14 @@ class Promotions:
         short: set[ChunkKey] = set()  # chunks that hold fewer blocks than the plan needs
 
         def presence(keys: Sequence[ChunkKey]) -> list[bool]:
-            return [memory.held(key) and key not in short for key in keys]
+            held = memory.held_all(keys)
+            if not short:
+                return held
+            return [here and key not in short for key, here in zip(keys, held, strict=True)]
 
         for _ in range(MAX_SURVEYS):
             plan = plan_load(load.shape, presence, exact=True)
-            lacking = [key for key, block in plan.needs() if not memory.readable(key, block)]
+            lacking = memory.lacking(plan.keys(), plan.first_blocks())
             if not lacking:
                 return plan
             short.update(lacking)
@@ -195,10 +202,10 @@ class Promotions:
     def _begin(self, load: Load) -> None:
         best = plan_load(load.shape, lambda keys: [True] * len(keys))
         here = self._in_memory(load)
-        wanted = best.needs()
+        wanted = best.keys()
         self._counters.count(m.LOOKUPS, len(wanted), (self._memory.name,))
         if self.storage is not None:
-            missing = sum(not self._memory.readable(key, block) for key, block in wanted)
+            missing = len(self._memory.lacking(wanted, best.first_blocks()))
             self._counters.count(m.LOOKUPS, missing, (self.storage.name,))
         if (
             self.storage is None
@@ -281,7 +288,7 @@ class Promotions:
             load.plan.boundary,
             self._memory.arena_bytes,
         )
-        nbytes = sum(self._size(key) for key, _ in load.plan.needs())
+        nbytes = sum(map(self._size, load.plan.keys()))
         tokens = (
             (load.plan.boundary - load.shape.computed) * self._memory.arena_bytes // (2 * nbytes)
         )
@@ -309,33 +316,40 @@ class Promotions:
         targets = [(key, self._memory.view(key), first_block) for key, first_block in batch]
 
         def work() -> list[ReadOutcome]:
-            return [storage.read(key, view, first_block) for key, view, first_block in targets]
+            return storage.read_many(targets)
 
         def done(outcomes: list[ReadOutcome] | None) -> None:
-            for index, (key, first_block) in enumerate(batch):
-                self._read_ended(storage, key, first_block, outcomes[index] if outcomes else None)
+            self._reads_ended(storage, batch, outcomes or [None] * len(batch))
 
         return work, done
 
-    def _read_ended(
-        self, storage: Tier, key: ChunkKey, first_block: int, outcome: ReadOutcome | None
+    def _reads_ended(
+        self,
+        storage: Tier,
+        batch: Sequence[tuple[ChunkKey, int]],
+        outcomes: Sequence[ReadOutcome | None],
     ) -> None:
-        entry = self._memory.entry(key)
-        assert entry is not None
-        if entry.state is State.EVICTING:
-            self._memory.release(key)
-            return
-        if isinstance(outcome, Loaded):
-            self._memory.commit(key, first_block)
-            self.arrived(key, readable=True)
-        else:
-            self._memory.abort(key)
-            self.arrived(key, readable=False)
-        self._events.read(storage, key, outcome)
+        memory = self._memory
+        ended = []
+        for need, outcome in zip(batch, outcomes, strict=True):
+            entry = memory.entry(need[0])
+            assert entry is not None
+            if entry.state is State.EVICTING:
+                memory.release(need[0])
+            else:
+                ended.append((need, outcome))
+        loaded = [need for need, outcome in ended if isinstance(outcome, Loaded)]
+        failed = [need[0] for need, outcome in ended if not isinstance(outcome, Loaded)]
+        memory.commit_all(loaded)
+        self.arrived([key for key, _ in loaded], readable=True)
+        for key in failed:
+            memory.abort(key)
+        self.arrived(failed, readable=False)
+        self._events.read(storage, [(key, outcome) for (key, _), outcome in ended])
 
     def _arrived_all(self, load: Load) -> None:
         assert load.plan is not None
-        if load.absent.isdisjoint(key for key, _ in load.plan.needs()):
+        if load.absent.isdisjoint(load.plan.keys()):
             self._settle(load, load.plan)
         else:
             self._again(load)
@@ -369,16 +383,16 @@ class Promotions:
 
     def _settle(self, load: Load, plan: LoadPlan) -> None:
         """The load is ready with `plan`, whose chunks are all readable."""
-        needs = plan.needs()
-        self._memory.pin([key for key, _ in needs])
+        needs = plan.keys()
+        self._memory.pin(needs)
         self._memory.unpin(load.pinned)
-        load.pinned = [key for key, _ in needs]
-        load.first_blocks = {key: block for key, block in needs if block}
+        load.pinned = needs
+        load.first_blocks = plan.first_blocks()
         load.plan = plan
         load.shared = max(load.shared, plan.shared)
         load.phase = Phase.READY
         self._counters.observe(m.LOAD_WAIT, self._clock.now() - load.started)
-        promoted = sum(key in load.promoted for key in load.pinned)
+        promoted = len(load.promoted.intersection(needs)) if load.promoted else 0
         self._counters.count(m.HITS, len(needs) - promoted, (self._memory.name,))
         if self.storage is not None:
             self._counters.count(m.HITS, promoted, (self.storage.name,))

@@ -1,7 +1,6 @@
 """What a request's use of a prefix consists of, for eviction. Pure."""
 
 import bisect
-import heapq
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -21,7 +20,9 @@ def describe_use(
         junctions: tokens before other points that it leaves states of windowed groups at.
     """
     full = [group for group in shape.groups if not group.geometry.windowed]
-    chain = list(heapq.merge(*(_placed(group, 0, len(group.keys)) for group in full)))
+    chain = [placed for group in full for placed in _placed(group, 0, len(group.keys))]
+    if len(full) > 1:
+        chain.sort()
     end = _end(shape, shape.tokens)
     points = sorted({point for point in junctions if resumed < point < end})
     kept = [_boundary(shape, chain, point) for point in (*points, end) if point > 0]
@@ -72,6 +73,5 @@ def _boundary(shape: RequestShape, chain: list[Placed], tokens: int) -> Boundary
 
 def _placed(group: GroupKeys, start: int, stop: int) -> list[Placed]:
     chunk = group.geometry.tokens_per_chunk
-    return [
-        Placed((index + 1) * chunk, key) for index, key in enumerate(group.keys[start:stop], start)
-    ]
+    ends = range((start + 1) * chunk, (stop + 1) * chunk, chunk)
+    return list(map(Placed, ends, group.keys[start:stop]))

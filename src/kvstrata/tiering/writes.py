@@ -61,10 +61,10 @@ class WriteBehind:
             if self._backlog + size > self._queue_bytes:
                 self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
                 continue
-            self._memory.pin([key])
             self._active[key] = size
             self._backlog += size
             accepted.append((key, entry.first_block))
+        self._memory.pin([key for key, _ in accepted])
         for batch in batches(accepted, self._size_of):
             self._submit_batch(batch, storage, runner)
 

@@ -5,12 +5,17 @@ behind, as boundaries. Chunk keys say nothing about each other, so a policy that
 whole learns only from uses which chunks belong together.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvstrata.chunks.key import ChunkKey
+
+T = TypeVar("T")
+AT_ONCE = 64
+"""Keys that `oldest_first` takes at a time."""
 
 
 class Placed(NamedTuple):
@@ -89,6 +94,16 @@ class EvictionPolicy(ABC):
     def withdraw(self, key: ChunkKey) -> None:
         """`key` may not be evicted any more. It must be held."""
 
+    def offer_all(self, keys: Iterable[ChunkKey]) -> None:
+        """`offer` one after the other."""
+        for key in keys:
+            self.offer(key)
+
+    def withdraw_all(self, keys: Iterable[ChunkKey]) -> None:
+        """`withdraw` one after the other."""
+        for key in keys:
+            self.withdraw(key)
+
     def gone(self, key: ChunkKey) -> None:
         """`key`, not held, has left memory. Not called for chunks that were never offered."""
 
@@ -106,6 +121,19 @@ class EvictionPolicy(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Chunks held."""
+
+
+def oldest_first(order: dict[ChunkKey, T]) -> Iterator[ChunkKey]:
+    """Keys of a dictionary that shrinks meanwhile, oldest first; ends at one that stays.
+
+    Takes some at a time: a dictionary skips what was removed from its front again for every first key.
+    """
+    while order:
+        for key in list(itertools.islice(order, AT_ONCE)):
+            if key in order:
+                yield key
+                if key in order:
+                    return
 
 
 class LeastRecentlyUsed(EvictionPolicy):
@@ -135,11 +163,7 @@ class LeastRecentlyUsed(EvictionPolicy):
 
     def victims(self) -> Iterator[ChunkKey]:
         """See `EvictionPolicy.victims`."""
-        while self._order:
-            key = next(iter(self._order))
-            yield key
-            if key in self._order:
-                return
+        yield from oldest_first(self._order)
 
     def __len__(self) -> int:
         return len(self._order)

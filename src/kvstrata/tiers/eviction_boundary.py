@@ -17,8 +17,15 @@ in what is learned. Chunks that no use has named are *loose*: each is as a mark 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kvstrata.chunks.key import ChunkKey
-from kvstrata.tiers.eviction import Boundary, EvictionPolicy, Placed, PrefixUse
-from kvstrata.tiers.eviction_marks import Chunk, Line, Mark, Memory, Queues
+from kvstrata.tiers.eviction import (
+    Boundary,
+    EvictionPolicy,
+    Placed,
+    PrefixUse,
+    oldest_first,
+)
+from kvstrata.tiers.eviction_ledger import ChunkLedger
+from kvstrata.tiers.eviction_marks import Line, Mark, Memory, Queues
 from kvstrata.tiers.eviction_worth import Standing, Worth
 
 SLACK = 64
@@ -37,53 +44,37 @@ class BoundaryKeeping(EvictionPolicy):
 
     def __init__(self, size_of: Callable[[ChunkKey], int]) -> None:
         self._size_of = size_of
-        self._chunks: dict[ChunkKey, Chunk] = {}
+        self._ledger = ChunkLedger(size_of)
         self._marks: dict[ChunkKey, Mark] = {}
         self._queues = Queues()
         self._memories: dict[ChunkKey, Memory] = {}
-        self._useless: dict[ChunkKey, None] = {}
-        self._loose: dict[ChunkKey, int] = {}
         self._worth = Worth()
         self._tokens_per_byte = 1.0
         self._fallbacks = 0.0
         self._now = 0
-        self._held = 0
-        self._free = 0
 
     def offer(self, key: ChunkKey) -> None:
         """See `EvictionPolicy.offer`."""
-        chunk = self._chunks.get(key)
-        if chunk is None:
-            chunk = self._chunks[key] = Chunk(key)
-        assert not chunk.free
-        if not chunk.held:
-            chunk.held = True
-            self._held += 1
-        chunk.free = True
-        self._free += 1
-        if not chunk.needs:
-            self._shelve(chunk)
+        self._ledger.offer((key,), self._now)
+
+    def offer_all(self, keys: Iterable[ChunkKey]) -> None:
+        """See `EvictionPolicy.offer_all`."""
+        self._ledger.offer(keys, self._now)
 
     def withdraw(self, key: ChunkKey) -> None:
         """See `EvictionPolicy.withdraw`."""
-        chunk = self._chunks[key]
-        assert chunk.free
-        chunk.free = False
-        self._free -= 1
-        if not chunk.needs:
-            self._useless.pop(key, None)
-            self._loose.pop(key, None)
+        self._ledger.withdraw((key,))
+
+    def withdraw_all(self, keys: Iterable[ChunkKey]) -> None:
+        """See `EvictionPolicy.withdraw_all`."""
+        self._ledger.withdraw(keys)
 
     def gone(self, key: ChunkKey) -> None:
         """See `EvictionPolicy.gone`."""
-        chunk = self._chunks[key]
-        assert chunk.held and not chunk.free
-        chunk.held = False
-        self._held -= 1
-        for mark in list(chunk.owners):
+        chunk = self._ledger.gone(key)
+        for mark in chunk.owners:
             self._drop(mark)
-        if not chunk.needs:
-            self._chunks.pop(key, None)
+        self._ledger.forget(chunk)
 
     def used(self, use: PrefixUse) -> None:
         """See `EvictionPolicy.used`."""
@@ -113,17 +104,15 @@ class BoundaryKeeping(EvictionPolicy):
     def victims(self) -> Iterator[ChunkKey]:
         """See `EvictionPolicy.victims`."""
         while True:
-            if self._useless:
-                key = next(iter(self._useless))
-                yield key
-                if key in self._useless:
+            if self._ledger.useless:
+                yield from oldest_first(self._ledger.useless)
+                if self._ledger.useless:
                     return
-                continue
             mark, worth = self._queues.least(self._worth, self._now, self._fallbacks)
-            loose = next(iter(self._loose), None)
+            loose = next(iter(self._ledger.loose), None)
             if loose is not None and worth >= self._worth_of_loose(loose):
                 yield loose
-                if loose in self._loose:
+                if loose in self._ledger.loose:
                     return
             elif mark is not None:
                 self._drop(mark)
@@ -131,11 +120,11 @@ class BoundaryKeeping(EvictionPolicy):
                 return
 
     def __len__(self) -> int:
-        return self._free
+        return self._ledger.free
 
     def footprint(self) -> int:
         """Chunks, marks and memories that are kept in mind, held or not."""
-        return len(self._chunks) + len(self._marks) + len(self._memories)
+        return len(self._ledger.chunks) + len(self._marks) + len(self._memories)
 
     def marks(self) -> Iterator[set[ChunkKey]]:
         """For each boundary that is kept, every chunk that it needs. Walks everything."""
@@ -228,7 +217,7 @@ class BoundaryKeeping(EvictionPolicy):
             self._leave_line(mark)
             leaf = mark.leaf
             while leaf is not None:
-                self._need(leaf)
+                self._ledger.need(leaf)
                 leaf = leaf.parent
         mark.uses += 1
         mark.used_at = self._now
@@ -252,13 +241,7 @@ class BoundaryKeeping(EvictionPolicy):
             mark.base = before.base
         else:
             mark.base = base
-        for placed in use.chain[start : boundary.chain]:
-            chunk = self._named(placed.key)
-            chunk.parent = mark.leaf
-            chunk.total = self._size_of(placed.key)
-            chunk.total += mark.leaf.total if mark.leaf is not None else 0
-            self._need(chunk)
-            mark.leaf = chunk
+        mark.leaf = self._ledger.need_chain(mark.leaf, use.chain[start : boundary.chain])
         if before is not None:
             self._continue(before, mark)
         self._marks[mark.key] = mark
@@ -287,30 +270,17 @@ class BoundaryKeeping(EvictionPolicy):
     def _extend(self, mark: Mark, tail: Iterable[Placed]) -> None:
         """Let the mark need these chunks too."""
         for placed in tail:
-            chunk = self._named(placed.key)
+            chunk = self._ledger.named(placed.key)
             if mark not in chunk.owners:
-                self._need(chunk)
-                chunk.owners.append(mark)
+                self._ledger.need(chunk)
+                chunk.owners += (mark,)
                 mark.tail.append(chunk)
                 mark.tail_bytes += self._size_of(placed.key)
-
-    def _named(self, key: ChunkKey) -> Chunk:
-        chunk = self._chunks.get(key)
-        if chunk is None:
-            chunk = self._chunks[key] = Chunk(key)
-        chunk.named = True
-        return chunk
-
-    def _need(self, chunk: Chunk) -> None:
-        if not chunk.needs and chunk.free:
-            self._useless.pop(chunk.key, None)
-            self._loose.pop(chunk.key, None)
-        chunk.needs += 1
 
     # Giving up.
 
     def _worth_of_loose(self, key: ChunkKey) -> float:
-        rate = self._worth.of(Standing.FRESH, self._now - self._loose[key])
+        rate = self._worth.of(Standing.FRESH, self._now - self._ledger.loose[key])
         return rate * self._tokens_per_byte
 
     def _drop(self, mark: Mark) -> None:
@@ -322,8 +292,8 @@ class BoundaryKeeping(EvictionPolicy):
             mark.standing, mark.used_at, self._now, mark.uses, mark.generation
         )
         for chunk in mark.tail:
-            chunk.owners.remove(mark)
-            self._release(chunk)
+            chunk.owners = tuple(owner for owner in chunk.owners if owner is not mark)
+            self._ledger.release(chunk, self._now)
         if mark.after is not None:
             self._leave_line(mark)
         else:
@@ -332,7 +302,7 @@ class BoundaryKeeping(EvictionPolicy):
             if heir is not None:
                 self._inherit(heir, mark)
             while leaf is not None and leaf is not stop:
-                self._release(leaf)
+                self._ledger.release(leaf, self._now)
                 leaf = leaf.parent
         while len(self._memories) > 2 * len(self._marks) + SLACK:
             self._forget_one()
@@ -357,21 +327,6 @@ class BoundaryKeeping(EvictionPolicy):
         heir.uses, heir.generation, heir.used_at = mark.uses, mark.generation, mark.used_at
         self._queues.put(heir)
 
-    def _release(self, chunk: Chunk) -> None:
-        chunk.needs -= 1
-        if chunk.needs:
-            return
-        if chunk.free:
-            self._shelve(chunk)
-        elif not chunk.held:
-            del self._chunks[chunk.key]
-
-    def _shelve(self, chunk: Chunk) -> None:
-        if chunk.named:
-            self._useless[chunk.key] = None
-        else:
-            self._loose[chunk.key] = self._now
-
     def _forget_one(self) -> None:
         memory = self._memories.pop(next(iter(self._memories)))
         born = memory.used_at
@@ -379,8 +334,8 @@ class BoundaryKeeping(EvictionPolicy):
 
     def _bound(self, chunks: int) -> None:
         """Marks whose chunks never came, or went, must not pile up."""
-        while len(self._marks) > self._held + SLACK or (
-            len(self._chunks) > 2 * self._held + chunks + SLACK
+        while len(self._marks) > self._ledger.held + SLACK or (
+            len(self._ledger.chunks) > 2 * self._ledger.held + chunks + SLACK
         ):
             mark, _ = self._queues.least(self._worth, self._now, self._fallbacks)
             if mark is None:

@@ -32,7 +32,7 @@ class Chunk:
     held: bool = False
     free: bool = False
     named: bool = False
-    owners: list["Mark"] = field(default_factory=list)
+    owners: tuple["Mark", ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from types import MappingProxyType
 class State(enum.Enum):
     """Where a chunk stands in one tier."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and every step looks in a table
     ABSENT = "absent"
     WRITING = "writing"
     READY = "ready"
@@ -28,6 +29,7 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What can happen to a chunk in one tier."""
 
+    __hash__ = object.__hash__
     RESERVE = "reserve"
     """A place was found for it; bytes will flow in."""
     COMMIT = "commit"

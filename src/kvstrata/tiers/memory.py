@@ -7,10 +7,10 @@ unpin.
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kvstrata.chunks.geometry import GroupGeometry
-from kvstrata.chunks.key import ChunkKey, group_of
+from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, group_of, make_key
+from kvstrata.tiers.entry import Entry
 from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.eviction_boundary import BoundaryKeeping
 from kvstrata.tiers.eviction_choice import PolicyMaker
@@ -27,27 +27,13 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+_WRITING = advance(State.ABSENT, Event.RESERVE)
+_READY = State.READY
+_PINNED = State.PINNED
+_HELD = (_READY, _PINNED)
+
 HOLES = 4
 """Times the size of a wanted slot that is evicted in holes before one of them is widened."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One chunk's place.
-
-    Attributes:
-        offset: bytes from the start of the arena's data area.
-        state: see `kvstrata.tiers.lifecycle`; never ABSENT.
-        first_block: blocks before this one hold no valid bytes.
-        pins: readers.
-        origin: name of the tier that the bytes came from ("device" or a storage tier).
-    """
-
-    offset: int
-    state: State
-    first_block: int = 0
-    pins: int = 0
-    origin: str = "device"
 
 
 class MemoryTier(Tier):
@@ -77,6 +63,8 @@ class MemoryTier(Tier):
         sizes = {geometry.slot_bytes for geometry in geometries.values()}
         self._arena = arena
         self._geometries = dict(geometries)
+        self._slot_sizes = {make_key(b"", g.group): g.slot_bytes for g in geometries.values()}
+        self._payload_sizes = {make_key(b"", g.group): g.payload_bytes for g in geometries.values()}
         self._slots = SlotAllocator(len(arena), sizes)
         self._entries: dict[ChunkKey, Entry] = {}
         self._at: dict[int, ChunkKey] = {}
@@ -93,21 +81,38 @@ class MemoryTier(Tier):
     def readable(self, key: ChunkKey, first_block: int = 0) -> bool:
         """Whether blocks from `first_block` on are here, whole and verified."""
         entry = self._entries.get(key)
-        return (
-            entry is not None
-            and (entry.state is State.READY or entry.state is State.PINNED)
-            and entry.first_block <= first_block
-        )
+        return entry is not None and entry.state in _HELD and entry.first_block <= first_block
+
+    def held_all(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """`held` for each key."""
+        entries = map(self._entries.get, keys)
+        return [entry is not None and entry.state in _HELD for entry in entries]
+
+    def lacking(
+        self, keys: Sequence[ChunkKey], first_blocks: Mapping[ChunkKey, int]
+    ) -> list[ChunkKey]:
+        """The keys, in order, that are not readable from the block on that is needed; see `readable`.
+
+        Args:
+            keys: chunks that are needed.
+            first_blocks: where the needed bytes begin; 0 for keys that it lacks.
+        """
+        doubtful = [
+            key
+            for key, entry in zip(keys, map(self._entries.get, keys), strict=True)
+            if entry is None or entry.first_block or entry.state not in _HELD
+        ]
+        return [key for key in doubtful if not self.readable(key, first_blocks.get(key, 0))]
 
     def held(self, key: ChunkKey) -> bool:
         """Whether at least the chunk's last blocks are here, whole and verified."""
         entry = self._entries.get(key)
-        return entry is not None and (entry.state is State.READY or entry.state is State.PINNED)
+        return entry is not None and entry.state in _HELD
 
     def view(self, key: ChunkKey) -> memoryview:
         """Writable uint8 view of the chunk's place, `payload_bytes` long."""
         entry = self._entries[key]
-        size = self._geometries[group_of(key)].payload_bytes
+        size = self._payload_sizes[key[-GROUP_BYTES:]]
         return self._arena[entry.offset : entry.offset + size]
 
     def reserve(self, key: ChunkKey, origin: str) -> Entry | None:
@@ -116,26 +121,57 @@ class MemoryTier(Tier):
         Returns:
             Its entry in state WRITING; None when no place can be freed now.
         """
-        size = self._slot_bytes(key)
+        return self.reserve_all([key], origin)[0]
+
+    def reserve_all(
+        self, keys: Sequence[ChunkKey], origin: str, *, stop: bool = False
+    ) -> list[Entry | None]:
+        """What as many calls of `reserve` would return.
+
+        Args:
+            keys: all absent, each once.
+            origin: see `Entry`.
+            stop: end with the first chunk that finds no place.
+        """
+        entries, at, slots = self._entries, self._at, self._slots
+        found: list[Entry | None] = []
         with self._lock:
-            assert key not in self._entries
-            offset = self._slots.allocate(size)
-            if offset is None:
-                if not self._make_room(size):
-                    return None
-                offset = self._slots.allocate(size)
-                assert offset is not None
-            entry = Entry(offset, advance(State.ABSENT, Event.RESERVE), origin=origin)
-            self._entries[key] = entry
-            self._at[offset] = key
-            return entry
+            victims = self._policy.victims()
+            while len(found) < len(keys):
+                first = len(found)
+                size = self._slot_bytes(keys[first])
+                last = first + 1
+                while last < len(keys) and self._slot_bytes(keys[last]) == size:
+                    last += 1
+                while len(found) < last:
+                    offsets = slots.allocate_run(size, last - len(found))
+                    if not offsets and not self._make_room(size, victims):
+                        found.extend([None] * (last - len(found)))
+                        if stop:
+                            return found
+                        victims = self._policy.victims()
+                        break
+                    for offset, key in zip(offsets, keys[len(found) :], strict=False):
+                        assert key not in entries
+                        entries[key] = entry = Entry(offset, _WRITING, origin=origin)
+                        at[offset] = key
+                        found.append(entry)
+        return found
 
     def commit(self, key: ChunkKey, first_block: int = 0) -> None:
         """The chunk's bytes from `first_block` on are whole and verified: it becomes readable."""
+        self.commit_all([(key, first_block)])
+
+    def commit_all(self, chunks: Sequence[tuple[ChunkKey, int]]) -> None:
+        """`commit` for each key and its first block, in order."""
+        entries, ready = self._entries, advance(_WRITING, Event.COMMIT)
         with self._lock:
-            entry = self._step(key, Event.COMMIT)
-            entry.first_block = first_block
-            self._policy.offer(key)
+            for key, first_block in chunks:
+                entry = entries[key]
+                assert entry.state is _WRITING
+                entry.state = ready
+                entry.first_block = first_block
+            self._policy.offer_all([key for key, _ in chunks])
 
     def abort(self, key: ChunkKey) -> None:
         """The chunk's bytes did not come and nobody writes into its place any more."""
@@ -158,15 +194,26 @@ class MemoryTier(Tier):
             self._step(key, Event.RELEASE)
             self._forget(key)
 
-    def pin(self, keys: Iterable[ChunkKey]) -> None:
-        """Keep readable chunks in place. Pins are counted."""
+    def pin(self, keys: Iterable[ChunkKey]) -> list[int]:
+        """Keep readable chunks in place. Pins are counted.
+
+        Returns:
+            Byte offset of each chunk's slot in the arena.
+        """
+        entries, pinned = self._entries, advance(_READY, Event.PIN)
+        first = []
+        offsets = []
         with self._lock:
             for key in keys:
-                entry = self._entries[key]
-                if entry.state is not State.PINNED:
-                    self._step(key, Event.PIN)
-                    self._policy.withdraw(key)
+                entry = entries[key]
+                if entry.state is not _PINNED:
+                    assert entry.state is _READY
+                    entry.state = pinned
+                    first.append(key)
                 entry.pins += 1
+                offsets.append(entry.offset)
+            self._policy.withdraw_all(first)
+        return offsets
 
     def unpin(self, keys: Sequence[ChunkKey]) -> None:
         """Take one pin from each; pinned keys only, but abandoned ones are passed over.
@@ -174,15 +221,18 @@ class MemoryTier(Tier):
         Later keys of the sequence become the first to be evicted, so pass a prefix in its order: it is
         dropped from its end.
         """
+        entries, ready = self._entries, advance(_PINNED, Event.UNPIN)
+        last = []
         with self._lock:
             for key in reversed(keys):
-                entry = self._entries.get(key)
-                if entry is None or entry.state is not State.PINNED:
+                entry = entries.get(key)
+                if entry is None or entry.state is not _PINNED:
                     continue
                 entry.pins -= 1
                 if entry.pins == 0:
-                    self._step(key, Event.UNPIN)
-                    self._policy.offer(key)
+                    entry.state = ready
+                    last.append(key)
+            self._policy.offer_all(last)
 
     def touch(self, keys: Sequence[ChunkKey]) -> None:
         """These chunks were just used. A prefix passed in order is later dropped from its end."""
@@ -242,7 +292,7 @@ class MemoryTier(Tier):
 
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """See `Tier.probe`; exact here."""
-        return [self.held(key) for key in keys]
+        return self.held_all(keys)
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
@@ -293,7 +343,7 @@ class MemoryTier(Tier):
     # Inner workings; all under the lock.
 
     def _slot_bytes(self, key: ChunkKey) -> int:
-        return self._geometries[group_of(key)].slot_bytes
+        return self._slot_sizes[key[-GROUP_BYTES:]]
 
     def _step(self, key: ChunkKey, event: Event) -> Entry:
         entry = self._entries[key]
@@ -312,7 +362,7 @@ class MemoryTier(Tier):
         self._forget(key)
         self._evicted.append(key)
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int, victims: Iterator[ChunkKey]) -> bool:
         """Evict towards a slot of `size` bytes; False when everything left is in use.
 
         Evicts the least worthy chunks, of whatever size, until there is a place. Where they only leave
@@ -320,7 +370,7 @@ class MemoryTier(Tier):
         """
         freed = 0
         holes: list[int] = []
-        for key in self._policy.victims():
+        for key in victims:
             holes.append(self._entries[key].offset)
             self._evict(key)
             if self._slots.available(size):

@@ -59,6 +59,33 @@ class SlotAllocator:
         self._taken[offset] = offset + size
         return offset
 
+    def allocate_run(self, size: int, count: int) -> list[int]:
+        """Offsets of at most `count` slots: those that as many calls of `allocate` would find.
+
+        Returns:
+            At least one if there is any; fewer than `count` where one free range has no more of them.
+        """
+        length = self._fitting(size)
+        # While what is left over can hold another slot beside, it is the best fit for the next one too.
+        number = 1 if length is None else min((length - self._smallest) // size, count)
+        if length is None or number <= 1:
+            offset = self.allocate(size)
+            return [] if offset is None else [offset]
+        start = next(iter(self._starts[length]))
+        end = start + length
+        self._remove(start, end)
+        if self._from_top[size]:
+            offsets = [end - size * (index + 1) for index in range(number)]
+            end -= size * number
+        else:
+            offsets = [start + size * index for index in range(number)]
+            start += size * number
+        if end > start:
+            self._add(start, end)
+        for offset in offsets:
+            self._taken[offset] = offset + size
+        return offsets
+
     def available(self, size: int) -> bool:
         """Whether `allocate` would find a slot of `size` bytes."""
         return bool(self._lengths) and self._lengths[-1] >= size

@@ -20,11 +20,12 @@ from vllm.v1.kv_offload.base import (
 from kvstrata import __version__
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
-from kvstrata.chunks.key import ChunkKey, group_of
+from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, group_of, make_key
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock, MonotonicClock
 from kvstrata.doctor.findings import Finding
-from kvstrata.options import Options, format_size
+from kvstrata.options import Options
+from kvstrata.sizes import format_size
 from kvstrata.tiering.cache import TieredCache
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.runner import Runner
@@ -47,6 +48,7 @@ MEASURE_SECONDS = 0.25
 IDLE_SECONDS = 0.003
 """An idle engine that waits for storage sleeps this long a step; without it, an engine that runs in the
 caller's process would spin and keep the interpreter from the I/O threads."""
+_HIT, _MISS = LookupResult.HIT, LookupResult.MISS
 MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
 
 
@@ -65,6 +67,7 @@ class KVStrataManager(OffloadingManager):
         self._geometries: dict[int, GroupGeometry] = {}
         self._position: dict[int, int] = {}
         self._cache: TieredCache | None = None
+        self._granted: Mapping[str, frozenset[ChunkKey]] = {}
         self._runner: Runner | None = None
         self._arena: Arena | None = None
         self._namespace: Namespace | None = None
@@ -117,6 +120,7 @@ class KVStrataManager(OffloadingManager):
             counters=self._counters,
             announced=announcer.announced if announcer is not None else None,
         )
+        self._granted = self._cache.loads.granted
         logger.info(
             "kvstrata: %s of host memory, %s; groups: %s",
             format_size(arena.data_bytes),
@@ -176,11 +180,10 @@ class KVStrataManager(OffloadingManager):
 
     def lookup(self, key: ChunkKey, req_context: Any) -> LookupResult:
         """HIT when the chunk is in memory, verified; else MISS. Never pending: see `poll_load`."""
-        return (
-            LookupResult.HIT
-            if self.cache.loads.readable(req_context.req_id, key)
-            else LookupResult.MISS
-        )
+        request = req_context.req_id
+        if key in self._granted.get(request, ()):
+            return _HIT
+        return _HIT if self.cache.loads.readable(request, key) else _MISS
 
     def prepare_load(self, keys: Collection[ChunkKey], req_context: Any) -> LoadStoreSpec:
         """Pin chunks for the device; `complete_load` ends it."""
@@ -376,16 +379,17 @@ class KVStrataManager(OffloadingManager):
 
     def _slots(self, chunks: Iterable[tuple[ChunkKey, int]]) -> ArenaSlots:
         """The arena side of a transfer: offsets by group, in vLLM's order of groups."""
-        offsets: dict[int, list[int]] = {}
+        offsets: dict[bytes, list[int]] = {make_key(b"", group): [] for group in self._geometries}
         for key, offset in chunks:
-            offsets.setdefault(group_of(key), []).append(offset)
-        return ArenaSlots([_group_slots(g, offsets) for g in self._geometries.values()])
+            offsets[key[-GROUP_BYTES:]].append(offset)
+        groups = zip(self._geometries.values(), offsets.values(), strict=True)
+        return ArenaSlots([_group_slots(geometry, found) for geometry, found in groups])
 
 
-def _group_slots(geometry: GroupGeometry, offsets: Mapping[int, list[int]]) -> GroupSlots:
+def _group_slots(geometry: GroupGeometry, offsets: Sequence[int]) -> GroupSlots:
     ranks = range(len(geometry.rank_block_bytes))
     return GroupSlots(
-        np.array(offsets.get(geometry.group, []), dtype=np.int64),
+        np.array(offsets, dtype=np.int64),
         geometry.blocks_per_chunk,
         geometry.block_bytes,
         tuple(geometry.rank_offset(rank) for rank in ranks),

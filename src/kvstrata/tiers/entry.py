@@ -1,0 +1,24 @@
+"""A chunk's place in the host arena, as the memory tier books it."""
+
+from dataclasses import dataclass
+
+from kvstrata.tiers.lifecycle import State
+
+
+@dataclass(slots=True)
+class Entry:
+    """One chunk's place.
+
+    Attributes:
+        offset: bytes from the start of the arena's data area.
+        state: see `kvstrata.tiers.lifecycle`; never ABSENT.
+        first_block: blocks before this one hold no valid bytes.
+        pins: readers.
+        origin: name of the tier that the bytes came from ("device" or a storage tier).
+    """
+
+    offset: int
+    state: State
+    first_block: int = 0
+    pins: int = 0
+    origin: str = "device"
