@@ -140,6 +140,7 @@ def test_every_option_is_read() -> None:
         "io_threads": 3,
         "read_deadline": 2,
         "store_queue": "1 GB",
+        "segment": "2 MB",
         "fsync": True,
         "read_only": "true",
         "touch": "false",
@@ -152,7 +153,7 @@ def test_every_option_is_read() -> None:
     }
     assert list(given_values) == NAMES
     expected = {**given_values, "memory": 2**33, "store_queue": 10**9}
-    expected |= {"capacity": Capacity(share=0.75), "keep_free": 10 << 30}
+    expected |= {"segment": 2 * 10**6, "capacity": Capacity(share=0.75), "keep_free": 10 << 30}
     expected |= {"read_deadline": 2.0, "read_only": True, "touch": False}
     assert dataclasses.asdict(Options.parse(given_values)) == expected
 
@@ -209,6 +210,7 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("read_deadline", "greater than 0, at most 86400", [0, -1, "10", True, 86401, 2**70]),
     ("read_deadline", "greater than 0, at most 86400", [float("nan"), float("inf")]),
     ("store_queue", "greater than 0", [0, "64k", False, []]),
+    ("segment", "a size", [-1, "4m", True, []]),
     ("fsync", "true or false", [1, 0, "yes", "True", "", []]),
     ("read_only", "true or false", [1, 0, "no", "FALSE", 1.0]),
     ("touch", "true or false", [1, 0, "yes", {}]),
