@@ -5,6 +5,7 @@ Everything is measured in the calling thread, while the sides' own threads read 
 """
 
 import argparse
+import gc
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -203,6 +204,8 @@ def main() -> None:
     chosen = parser.parse_args()
     console = Console(width=140)
     samples: Samples = {}
+    gc.collect()
+    gc.freeze()  # as vLLM's engine core does: what was imported is not walked again
     with exclusive(report.MEASURING):
         remove(DIRECTORY)
         for model in MODELS:

@@ -205,7 +205,8 @@ class Promotions:
         wanted = best.keys()
         self._counters.count(m.LOOKUPS, len(wanted), (self._memory.name,))
         if self.storage is not None:
-            missing = len(self._memory.lacking(wanted, best.first_blocks()))
+            whole = here.boundary >= best.boundary
+            missing = 0 if whole else len(self._memory.lacking(wanted, best.first_blocks()))
             self._counters.count(m.LOOKUPS, missing, (self.storage.name,))
         if (
             self.storage is None

@@ -283,9 +283,9 @@ class KVStrataManager(OffloadingManager):
         """The device's bytes are in their places: readable from now on, and queued for storage."""
         torn = frozenset(keys if not success else self._torn.intersection(keys))
         self.cache.complete_store(keys, self._first_blocks, torn)
-        self._torn.difference_update(keys)
-        for key in keys:
-            self._first_blocks.pop(key, None)
+        self._torn.difference_update(torn)
+        for key in self._first_blocks.keys() & keys if self._first_blocks else ():
+            del self._first_blocks[key]
 
     # Housekeeping.
 
@@ -364,6 +364,8 @@ class KVStrataManager(OffloadingManager):
             logger.warning(
                 "kvstrata: stopped after %g s with chunks that were not written", DRAIN_SECONDS
             )
+        if self._cache is not None:
+            self._cache.close()
         if self._arena is not None:
             self._arena.seal()
 
