@@ -12,6 +12,7 @@ from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import make_key, relative_path
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.chunks.record import MAX_BLOCKS, RECORD_VERSION
+from kvstrata.chunks.segment import MAX_CHUNKS, SEGMENT_VERSION
 from kvstrata.errors import CONTENT_REASONS, BadReason
 from kvstrata.tiers.filesystem import TOUCH_SECONDS, FilesystemTier
 from kvstrata.tiers.tier import Stored
@@ -101,8 +102,56 @@ def test_that_reader_reads_what_the_tier_writes(tmp_path: Path, blocks: int, fir
     }
 
 
+def read_segment_as_documented(data: bytes, fingerprint: bytes, key: bytes) -> dict[int, bytes]:
+    """The same for a segment."""
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(data[offset : offset + size], "little")
+
+    def checksum(part: bytes) -> bytes:
+        return xxhash.xxh3_128_intdigest(part, seed=0).to_bytes(16, "big")
+
+    assert data[:8] == b"KVSTRATA" and number(8, 4) == 2
+    length, whole, chunks, size = number(12, 4), number(36, 4), number(40, 4), number(48, 8)
+    assert length % 4096 == 0 and number(34, 2) == 1
+    assert checksum(data[:64] + bytes(16) + data[80:length]) == data[64:80]
+    assert data[16:32] == fingerprint
+    found, at = {}, 80 + 80 * chunks
+    for entry in range(80, 80 + 80 * chunks, 80):
+        first, offset = number(entry + 4, 4), number(entry + 8, 8)
+        mine = data[entry + 16 : entry + 16 + number(entry, 2)] == key
+        assert offset % 4096 == 0
+        for block in range(first, whole):
+            start = offset + size * (block - first)
+            if mine:
+                found[block] = data[start : start + size]
+                assert checksum(found[block]) == data[at : at + 16]
+            at += 16
+    assert length == -(-at // 4096) * 4096
+    return found
+
+
+@pytest.mark.parametrize(("blocks", "first"), [(1, 0), (8, 3), (300, 0)])
+def test_a_reader_written_from_the_document_reads_segments(
+    tmp_path: Path, blocks: int, first: int
+) -> None:
+    geometry = GroupGeometry(1, GroupKind.FULL, 16, blocks, (30, 7))
+    tier = FilesystemTier(tmp_path, NAMESPACE, {1: geometry})
+    tier.prepare()
+    keys = [make_key(hashlib.sha256(b"%d" % one).digest(), 1) for one in range(5)]
+    payloads = {key: hashlib.shake_128(key).digest(geometry.payload_bytes) for key in keys}
+    tier.write_many([(key, memoryview(payloads[key]), first) for key in keys])
+    for key in keys:
+        data = (tier.directory / relative_path(key)).read_bytes()
+        assert read_segment_as_documented(data, NAMESPACE.fingerprint, key) == {
+            block: payloads[key][block * 37 : (block + 1) * 37] for block in range(first, blocks)
+        }
+
+
 def test_numbers_and_reasons_are_the_codes_own() -> None:
     assert f"record version: {RECORD_VERSION}" in DOCUMENT
+    assert f"record version: {SEGMENT_VERSION}" in DOCUMENT
+    assert f"at most {MAX_CHUNKS} |" in DOCUMENT
     assert f"{MAX_BLOCKS:,}".replace(",", " ") in DOCUMENT
     assert TOUCH_SECONDS == 3600 and "more than an hour old" in DOCUMENT
     italic = set(re.findall(r"(?<!\*)\*([a-z]+)\*(?!\*)", DOCUMENT))
