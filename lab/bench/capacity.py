@@ -143,7 +143,7 @@ def aged(figures: dict[str, float], samples: dict[str, list[float]]) -> None:
         Bound(capacity=int(AGED_BOUND * sum(one.nbytes for one in before))),
         MonotonicClock(),
         lambda done: None,
-        random.Random(1),
+        chance=random.Random(1),
     )
     while (done := keeper.look()) is not None and done.removed:
         pass
@@ -176,7 +176,8 @@ def _write(root: Path, seed: int, end: float, stored: "multiprocessing.Queue[int
     geometry = GroupGeometry(0, GroupKind.FULL, 16, 1, (WRITE_CHUNK,))
     inner = FilesystemTier(root, Namespace("m", {"bench": "capacity"}), {0: geometry})
     inner.prepare()
-    tier = BoundedTier(inner, Bound(capacity=WRITE_BOUND), MonotonicClock(), lambda done: None)
+    bound, clock = Bound(capacity=WRITE_BOUND), MonotonicClock()
+    tier = BoundedTier(inner, inner.directory, bound, WRITE_CHUNK, clock, lambda done: None)
     payload = memoryview(bytearray(geometry.payload_bytes))
     chance, total = random.Random(seed), 0
     while time.monotonic() < end:

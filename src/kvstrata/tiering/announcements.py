@@ -94,6 +94,12 @@ class Announcements:
         if storage is self._storage:
             self._tell(storage, keys, removed=False)
 
+    def removed(self, storage: Tier) -> None:
+        """Tell what storage itself removed since the last call; before writes that ended meanwhile."""
+        keys = storage.take_removed()
+        if keys and storage is self._storage and self._announced is not None:
+            self._tell(storage, keys, removed=True)
+
     def read(self, storage: Tier, ended: Sequence[tuple[ChunkKey, ReadOutcome | None]]) -> None:
         """Reads from storage into memory have ended; None for one that was not done."""
         loaded = [key for key, outcome in ended if isinstance(outcome, Loaded)]

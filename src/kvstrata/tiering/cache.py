@@ -216,6 +216,8 @@ class TieredCache:
 
     def tick(self) -> None:
         """Once a step: deliver finished I/O, look after stuck threads."""
+        if self._storage is not None:
+            self._events.removed(self._storage)
         if self._runner is not None:
             self._runner.poll()
             self._counters.level(m.STUCK_THREADS, self._runner.tend())
@@ -254,7 +256,13 @@ class TieredCache:
                 self._condemned[key] = 0
         self._events.evicted(unreadable)
         self._events.reset(storage)
+        self.close()
         self._storage = self.loads.storage = storage
+
+    def close(self) -> None:
+        """Storage is used no more."""
+        if self._storage is not None:
+            self._storage.close()
 
     def measure(self) -> None:
         """Set the gauges."""

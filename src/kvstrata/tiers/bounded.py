@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
-from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.keeper import Done, Keeper, keys_in
 from kvstrata.tiers.passing import PassingTier
 from kvstrata.tiers.shares import Bound
-from kvstrata.tiers.tier import Failed, Transfer, WriteOutcome
+from kvstrata.tiers.tier import Failed, Tier, Transfer, WriteOutcome
 
 CAPACITY = "capacity"
 """Reason of a write that would exceed the bound."""
@@ -19,27 +19,30 @@ class BoundedTier(PassingTier):
     """Writes only what there is room for; see `Keeper` for how room is made.
 
     Args:
-        inner: the tier.
-        bound: of its root.
+        inner: the tier, with all that may keep it from writing.
+        directory: of its namespace, in the root that is bounded.
+        bound: of the root.
+        chunk: bytes of the largest chunk that is written.
         clock: for the pace.
         watch: told after each look at the root; called by the keeper's thread.
     """
 
     def __init__(
         self,
-        inner: FilesystemTier,
+        inner: Tier,
+        directory: Path,
         bound: Bound,
+        chunk: int,
         clock: Clock,
         watch: Callable[[Done], None],
     ) -> None:
         super().__init__(inner)
-        self._directory = str(inner.directory)
+        self._directory = str(directory)
         self._watch = watch
         self._guard = threading.Lock()
         self._removed: list[ChunkKey] = []
-        self._keeper = None if inner.read_only else Keeper(inner.root, bound, clock, self._told)
-        if self._keeper is not None:
-            self._keeper.start()
+        self._keeper = Keeper(directory.parent, bound, clock, self._told, chunk)
+        self._keeper.start()
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:
         """See `Tier.write`."""
@@ -49,8 +52,7 @@ class BoundedTier(PassingTier):
     def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
         """See `Tier.write_many`."""
         full = Failed(CAPACITY, "the storage's bound is reached, and room is being made")
-        keeper = self._keeper
-        admitted = [keeper is None or keeper.admit(len(payload)) for _, payload, _ in given]
+        admitted = [self._keeper.admit(len(payload)) for _, payload, _ in given]
         passed = [one for one, fits in zip(given, admitted, strict=True) if fits]
         outcomes = iter(self.inner.write_many(passed))
         return [next(outcomes) if fits else full for fits in admitted]
@@ -63,8 +65,7 @@ class BoundedTier(PassingTier):
 
     def close(self) -> None:
         """See `Tier.close`."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        self._keeper.stop()
         self.inner.close()
 
     def _told(self, done: Done) -> None:

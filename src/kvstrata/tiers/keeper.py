@@ -78,6 +78,7 @@ class Keeper:
         bound: of all its namespaces together.
         clock: for the pace.
         told: called by the keeper's thread after each look, with what it led to.
+        chunk: bytes of the largest chunk that is written.
         chance: chooses samples.
     """
 
@@ -87,12 +88,14 @@ class Keeper:
         bound: Bound,
         clock: Clock,
         told: Callable[[Done], None],
+        chunk: int = 0,
         chance: random.Random | None = None,
     ) -> None:
         self._root = root
         self._bound = bound
         self._clock = clock
         self._told = told
+        self._chunk = chunk
         self._chance = chance or random.Random()
         self._guard = threading.Lock()
         self._room = 0.0
@@ -182,7 +185,7 @@ class Keeper:
         bound = self._bound.bytes_of(
             seen.nbytes, status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
         )
-        due = evict(seen, bound)
+        due = evict(seen, bound, self._chunk)
         usage = Usage(known.round + 1, seen.nbytes, bound, known.place, seen.directories)
         self._write(usage)
         if due is None:

@@ -16,6 +16,9 @@ ENOUGH = 5_000
 """Files of a sample after which it is good enough."""
 HIGH, LOW = 0.97, 0.95
 """Shares of the bound: above the first something is evicted, down to the second."""
+WRITERS = 8
+"""Engines that may write at the same time before anyone looks again; each may take so large a share of the
+room. More of them, all at full speed, can exceed the bound by what the others take."""
 BURST = 0.05
 """Share of what is held that goes at a time, whatever the bound says: one that was lowered by mistake can be
 raised again before all is gone."""
@@ -118,26 +121,29 @@ class Eviction:
     nbytes: float
 
 
-def evict(sample: Sample, bound: float) -> Eviction | None:
-    """What is to go so that the bound holds; None while it does.
+def evict(sample: Sample, bound: float, chunk: int = 0) -> Eviction | None:
+    """What is to go so that the bound holds and something can be written; None while that is so.
 
     Args:
         sample: of the root.
         bound: bytes that it may hold.
+        chunk: bytes of the largest chunk.
     """
     used = sample.nbytes
-    if used <= HIGH * bound:
+    least = bound / 4
+    high = max(min(HIGH * bound, bound - WRITERS * chunk), least)
+    low = max(min(LOW * bound, bound - 2 * WRITERS * chunk), least)
+    if used <= high:
         return None
-    surplus = min(used - LOW * bound, BURST * used)
+    surplus = min(used - low, max(BURST * used, WRITERS * chunk))
     return Eviction(sample.age_of(surplus / SWEEP), surplus)
 
 
-def room(used: float, bound: float, writers: int = 8) -> float:
-    """Bytes that one of several writers may add before anyone looks again.
+def room(used: float, bound: float) -> float:
+    """Bytes that one of `WRITERS` may add before anyone looks again.
 
     Args:
         used: bytes held when somebody looked last.
         bound: bytes that may be held.
-        writers: that may be at it.
     """
-    return max((bound - used) / writers, 0.0)
+    return max((bound - used) / WRITERS, 0.0)

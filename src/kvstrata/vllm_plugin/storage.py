@@ -80,17 +80,27 @@ def open_storage(
             counters.count(m.BYTES, nbytes, ("filesystem", operation))
         counters.count(m.SECONDS, seconds, ("filesystem", operation))
 
-    metered = MeteredTier(_bounded(tier, options, clock, counters), clock, observe)
-    return BreakerTier(metered, clock, options.read_deadline, _Watch(options.path, counters))
+    metered = MeteredTier(tier, clock, observe)
+    watch = _Watch(options.path, counters)
+    guarded = BreakerTier(metered, clock, options.read_deadline, watch)
+    if tier.read_only:
+        return guarded
+    largest = max(geometry.payload_bytes for geometry in geometries.values())
+    return _bounded(guarded, tier.directory, largest, options, clock, counters)
 
 
 def _bounded(
-    tier: FilesystemTier, options: Options, clock: Clock, counters: m.Metrics
-) -> FilesystemTier | BoundedTier:
+    tier: Tier,
+    directory: Path,
+    largest: int,
+    options: Options,
+    clock: Clock,
+    counters: m.Metrics,
+) -> Tier:
     """The tier, within the bound that the options give."""
     nbytes, share = options.capacity or (None, None)
     bound = Bound(nbytes, share, options.keep_free)
-    if not bound or tier.read_only:
+    if not bound:
         return tier
 
     def looked(done: Done) -> None:
@@ -100,7 +110,7 @@ def _bounded(
         if done.nbytes:
             counters.count(m.EVICTED_BYTES, done.nbytes, ("filesystem",))
 
-    return BoundedTier(tier, bound, clock, looked)
+    return BoundedTier(tier, directory, bound, largest, clock, looked)
 
 
 class _Watch:

@@ -37,7 +37,7 @@ def files(root: Path) -> list[Path]:
 
 def keeper(root: Path, bound: Bound, told: list[Done] | None = None) -> Keeper:
     heard = told if told is not None else []
-    return Keeper(root, bound, MonotonicClock(), heard.append, random.Random(1))
+    return Keeper(root, bound, MonotonicClock(), heard.append, chance=random.Random(1))
 
 
 def test_what_was_not_used_for_longest_goes_until_the_bound_holds(tmp_path: Path) -> None:
