@@ -14,7 +14,7 @@ from kvstrata.chunks.record import FINGERPRINT_BYTES, RecordHeader
 from kvstrata.errors import BadReason, RecordError
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.fileio.transfer import read_at
-from kvstrata.tiers.records import find_chunk
+from kvstrata.tiers.records import chunks_in, find_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,35 @@ def iter_records(namespace_dir: Path) -> Iterator[RecordFile]:
 def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def names_of(path: Path) -> list[Path]:
+    """Every name under which a chunk's file stands: for a segment, those of all its chunks that still count.
+
+    Whoever wants the bytes back has to remove all of them; what they hold was stored together and is
+    equally old.
+
+    Raises:
+        RecordError: the file looks like a segment and is damaged.
+        OSError: it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        keys = chunks_in(fd) if status.st_nlink > 1 else []
+    finally:
+        os.close(fd)
+    base = path.parents[2]
+    others = [base / relative_path(key) for key in keys]
+    return [path, *(one for one in others if one != path and _is(one, status))]
+
+
+def _is(path: Path, status: os.stat_result) -> bool:
+    try:
+        now = path.lstat()
+    except OSError:
+        return False
+    return (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev)
 
 
 def check_record(path: Path, *, deep: bool = True) -> RecordHeader:

@@ -299,6 +299,18 @@ def find_chunk(fd: int, key: ChunkKey, expected_bytes: int = PAGE) -> tuple[Reco
     return header, header.header_bytes
 
 
+def chunks_in(fd: int) -> list[ChunkKey]:
+    """Keys of the chunks that an open segment was made of; none of anything else.
+
+    Raises:
+        RecordError: see `kvstrata.chunks.segment.decode`.
+        OSError: as the operating system reports it.
+    """
+    head = memoryview(bytearray(PAGE))
+    head = head[: read_at(fd, [head], 0)]
+    return list(_table(fd, head).entries) if segment.is_segment(head) else []
+
+
 def _table(fd: int, head: memoryview) -> Segment:
     """The table of an open segment that begins with `head`."""
     if len(head) >= PAGE and len(head) < (length := segment.declared_table_bytes(head)):

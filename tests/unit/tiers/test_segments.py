@@ -20,7 +20,7 @@ from kvstrata.chunks.key import ChunkKey, group_of, make_key, relative_path
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, RecordError
 from kvstrata.testing.damage import Damage, damage, forge
-from kvstrata.tiers.catalog import check_record, iter_records
+from kvstrata.tiers.catalog import check_record, iter_records, names_of
 from kvstrata.tiers.filesystem import TOUCH_SECONDS, FilesystemTier
 from kvstrata.tiers.tier import Bad, Failed, Loaded, Missing, Present, ReadOutcome, Stored
 
@@ -185,6 +185,21 @@ def test_bytes_are_counted_once(tier: FilesystemTier) -> None:
     assert size - 6 < sum(file.size for file in iter_records(tier.directory)) <= size
     tier.remove(A)
     assert size - 6 < sum(file.size for file in iter_records(tier.directory)) <= size
+
+
+def test_all_names_of_a_file_are_known_from_each(tier: FilesystemTier) -> None:
+    write(tier, KEYS, 1)
+    write(tier, [F, *keys_of("x")])
+    tier.remove(B)
+    left = {path_of(tier, key) for key in (A, C, D, E)}
+    for path in left:
+        names = names_of(path)
+        assert names[0] == path and set(names) == left and len(names) == 4
+    inode = {path_of(tier, key).stat().st_ino for key in (F, *keys_of("x"))}
+    assert set(names_of(path_of(tier, F))) == {path_of(tier, key) for key in (F, *keys_of("x"))}
+    assert len(inode) == 1
+    write(tier, keys_of("y"))
+    assert names_of(path_of(tier, keys_of("y")[0])) == [path_of(tier, keys_of("y")[0])]
 
 
 def test_more_complete_chunks_leave_the_segment(tier: FilesystemTier) -> None:
