@@ -32,8 +32,8 @@ from lab.bench.results import save
 from lab.exclusive import exclusive
 
 ROUNDS = 7
-ROOM = 3
-"""Prompts that fit the memory; later ones evict."""
+ROOM = 1
+"""Prompts that fit the memory: each that is stored evicts the one before."""
 DIRECTORY = Path("/dev/shm/kvstrata-bench-manager")
 """Files in memory: what the scheduler's thread does is measured, not a disk."""
 Samples = dict[str, list[float]]

@@ -301,12 +301,11 @@ class Promotions:
         load.promoted.update(key for key, _ in reads)
         parts = list(batches(reads, self._size))
         together = Together(len(parts))
+        # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
+        made = [(self._read_job(part), frozenset(key for key, _ in part)) for part in parts]
         load.jobs = [
-            (
-                self._runner.submit(Priority.READ, *self._read_job(part), together),
-                frozenset(key for key, _ in part),
-            )
-            for part in parts
+            (self._runner.submit(Priority.READ, work, done, together), keys)
+            for (work, done), keys in made
         ]
 
     def _read_job(

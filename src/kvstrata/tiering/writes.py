@@ -51,30 +51,31 @@ class WriteBehind:
 
     def submit(self, keys: Sequence[ChunkKey], storage: Tier, runner: Runner) -> None:
         """Queue readable chunks, in the order in which they should become visible."""
-        accepted: list[tuple[ChunkKey, int]] = []
+        accepted: list[ChunkKey] = []
         for key in keys:
-            size = self._size_of(key)
-            entry = self._memory.entry(key)
-            assert entry is not None
             if key in self._active:
                 continue
+            size = self._size_of(key)
             if self._backlog + size > self._queue_bytes:
                 self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
                 continue
             self._active[key] = size
             self._backlog += size
-            accepted.append((key, entry.first_block))
-        self._memory.pin([key for key, _ in accepted])
-        for batch in batches(accepted, self._size_of):
-            self._submit_batch(batch, storage, runner)
+            accepted.append(key)
+        self._memory.pin(accepted)
+        chunks = [(key, self._first_block(key)) for key in accepted]
+        # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
+        jobs = [self._job(batch, storage) for batch in batches(chunks, self._size_of)]
+        for work, done in jobs:
+            runner.submit(Priority.WRITE, work, done)
 
     def active(self, key: ChunkKey) -> bool:
         """Whether a thread may be reading the chunk's place to write it to storage."""
         return key in self._active
 
-    def _submit_batch(
-        self, batch: list[tuple[ChunkKey, int]], storage: Tier, runner: Runner
-    ) -> None:
+    def _job(
+        self, batch: list[tuple[ChunkKey, int]], storage: Tier
+    ) -> tuple[Callable[[], list[WriteOutcome]], Callable[[list[WriteOutcome] | None], None]]:
         sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
 
         def work() -> list[WriteOutcome]:
@@ -83,7 +84,7 @@ class WriteBehind:
         def done(outcomes: list[WriteOutcome] | None) -> None:
             self._ended(storage, [key for key, _ in batch], outcomes or [])
 
-        runner.submit(Priority.WRITE, work, done)
+        return work, done
 
     def _ended(
         self, storage: Tier, keys: Sequence[ChunkKey], outcomes: Sequence[WriteOutcome]
@@ -103,6 +104,11 @@ class WriteBehind:
         self._memory.unpin(readable)
         if written:
             self._on_written(storage, written)
+
+    def _first_block(self, key: ChunkKey) -> int:
+        entry = self._memory.entry(key)
+        assert entry is not None
+        return entry.first_block
 
     def _state(self, key: ChunkKey) -> State | None:
         entry = self._memory.entry(key)

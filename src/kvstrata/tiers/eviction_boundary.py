@@ -109,15 +109,22 @@ class BoundaryKeeping(EvictionPolicy):
                 if self._ledger.useless:
                     return
             mark, worth = self._queues.least(self._worth, self._now, self._fallbacks)
-            loose = next(iter(self._ledger.loose), None)
-            if loose is not None and worth >= self._worth_of_loose(loose):
-                yield loose
-                if loose in self._ledger.loose:
+            marks, loose = len(self._marks), self._ledger.loose
+            went = False
+            for key in oldest_first(loose):
+                if worth < self._worth_of_loose(key):
+                    break
+                yield key
+                if key in loose:
                     return
-            elif mark is not None:
-                self._drop(mark)
-            else:
+                went = True
+                if self._ledger.useless or len(self._marks) != marks:
+                    break
+            if went:
+                continue
+            if mark is None:
                 return
+            self._drop(mark)
 
     def __len__(self) -> int:
         return self._ledger.free

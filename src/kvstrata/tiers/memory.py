@@ -151,7 +151,8 @@ class MemoryTier(Tier):
                             return found
                         victims = self._policy.victims()
                         break
-                    for offset, key in zip(offsets, keys[len(found) :], strict=False):
+                    for place, offset in enumerate(offsets, len(found)):
+                        key = keys[place]
                         assert key not in entries
                         entries[key] = entry = Entry(offset, _WRITING, origin=origin)
                         at[offset] = key

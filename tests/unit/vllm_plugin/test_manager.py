@@ -309,8 +309,12 @@ def test_tokens_are_counted_by_where_they_came_from(start) -> None:
 
 
 def test_memory_alone_has_no_files_and_no_threads(start, tmp_path: Path) -> None:
+    def io_threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "kvstrata-io"}
+
+    before = io_threads()
     engine = start(path=None)
-    assert not [thread for thread in threading.enumerate() if thread.name == "kvstrata-io"]
+    assert io_threads() <= before
     engine.store(keys_of("a", 2))
     assert not engine.manager.has_pending_work()
     assert engine.lookup("a", 2) == [HIT] * 4
@@ -344,8 +348,8 @@ def test_a_read_that_hangs_is_a_miss_after_the_deadline(start, monkeypatch) -> N
 
 def test_shutdown_writes_what_is_queued(start, tmp_path: Path, monkeypatch) -> None:
     gate = threading.Event()
-    write = FilesystemTier.write
-    monkeypatch.setattr(FilesystemTier, "write", lambda *a: (gate.wait(), write(*a))[1])
+    write = FilesystemTier.write_many
+    monkeypatch.setattr(FilesystemTier, "write_many", lambda *a: (gate.wait(), write(*a))[1])
     engine = start()
     engine.store(keys_of("a", 4))
     assert files(tmp_path / "kv") == set()
@@ -357,7 +361,7 @@ def test_shutdown_writes_what_is_queued(start, tmp_path: Path, monkeypatch) -> N
 def test_shutdown_leaves_a_hung_write_behind(start, tmp_path: Path, monkeypatch, caplog) -> None:
     gate = threading.Event()
     monkeypatch.setattr(module, "DRAIN_SECONDS", 0.2)
-    monkeypatch.setattr(FilesystemTier, "write", lambda *a: gate.wait())
+    monkeypatch.setattr(FilesystemTier, "write_many", lambda *a: gate.wait())
     engine = start()
     engine.store(keys_of("a", 2))
     stopped = threading.Thread(target=engine.manager.shutdown, daemon=True)
