@@ -212,7 +212,7 @@ class Options:
         4 << 20,
         read_size,
         SIZE_ALLOWED,
-        "Small chunks that are stored together share a file up to this size, if at least four fit; 0 for a "
+        "Small chunks that are stored together share a file up to this size, if at least six fit; 0 for a "
         "file for each chunk.",
         unit="bytes",
     )

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 4 << 20
 """Payload bytes after which a segment is full."""
-PACKED_TOGETHER = 4
+PACKED_TOGETHER = 6
 """Chunks of which fewer fit a segment have a file each: creating one costs little beside writing it."""
 _WITHOUT_LINKS = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EMLINK}

@@ -502,7 +502,7 @@ class SegmentMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.place = Path(tempfile.mkdtemp(prefix="kvstrata-test-"))
-        self.packing = open_tier(self.place, segment=5 * SIZE)
+        self.packing = open_tier(self.place, segment=6 * SIZE)
         self.plain = open_tier(self.place, segment=0)
         self.model: dict[ChunkKey, int] = {}
         self.bad: set[ChunkKey] = set()
