@@ -22,7 +22,7 @@ from kvstrata.fileio.direct import BUFFERED_STEP
 from kvstrata.tiering.loads import batches
 from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.filesystem import FilesystemTier
-from kvstrata.tiers.tier import Loaded, Stored
+from kvstrata.tiers.tier import Loaded, Stored, Transfer
 
 PATIENCE = 120.0
 
@@ -82,11 +82,18 @@ class Files:
 Work = Callable[[Files, Sequence[int]], None]
 
 
+def in_jobs(files: Files, which: Sequence[int]) -> list[list[Transfer]]:
+    """Chunks, cut as the engine cuts what it reads and writes."""
+    place = {files.keys[one]: one for one in which}
+    parts = batches([(key, 0) for key in place], files.size_of)
+    return [[(key, files.views[place[key]], 0) for key, _ in part] for part in parts]
+
+
 def load_ours(files: Files, which: Sequence[int]) -> None:
-    """Through our tier, every block verified."""
-    for one in which:
-        outcome = files.tier.read(files.keys[one], files.views[one])
-        assert isinstance(outcome, Loaded), outcome
+    """Through our tier, every block verified; as many chunks at a time as one of the engine's jobs brings."""
+    for part in in_jobs(files, which):
+        for outcome in files.tier.read_many(part):
+            assert isinstance(outcome, Loaded), outcome
 
 
 def load_theirs(files: Files, which: Sequence[int], direct: bool = False) -> None:
@@ -117,10 +124,10 @@ def load_bare_hashed(files: Files, which: Sequence[int]) -> None:
 
 
 def store_ours(files: Files, which: Sequence[int]) -> None:
-    """Through our tier: checksummed, published by rename."""
-    for one in which:
-        outcome = files.tier.write(files.keys[one], files.views[one])
-        assert isinstance(outcome, Stored), outcome
+    """Through our tier: checksummed, published whole; small chunks share files, as the engine's jobs do."""
+    for part in in_jobs(files, which):
+        for outcome in files.tier.write_many(part):
+            assert isinstance(outcome, Stored), outcome
 
 
 def store_theirs(files: Files, which: Sequence[int]) -> None:

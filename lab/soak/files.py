@@ -274,6 +274,7 @@ def garbage(place: Place, draw: Random) -> int:
     ]
     for path in [*fresh, *(_some(found, draw) if found else [])]:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # a fifo may stand there, which would not let us open it
         path.write_bytes(draw.randbytes(draw.randrange(1, 200_000)))
     return len(fresh)
 

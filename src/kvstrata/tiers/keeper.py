@@ -18,9 +18,10 @@ import msgspec
 
 from kvstrata.chunks.key import ChunkKey, parse_file_name
 from kvstrata.clock import Clock
+from kvstrata.errors import RecordError
 from kvstrata.fileio.lease import lease
 from kvstrata.fileio.publish import publish
-from kvstrata.tiers.catalog import fingerprint_of
+from kvstrata.tiers.catalog import fingerprint_of, names_of
 from kvstrata.tiers.ring import Contents, Directories, sample, walk
 from kvstrata.tiers.shares import RING, Bound, Eviction, evict, room
 
@@ -219,12 +220,12 @@ class Keeper:
         for one in sorted(contents.files, key=lambda one: one.used):
             if one.used > due.until or freed + gone >= due.nbytes:
                 break
-            try:
-                os.unlink(one.path)
-            except OSError:
-                continue
-            gone += one.nbytes
-            removed.append(one.path)
+            # The bytes of chunks that share a file go only when all of its names do.
+            for path in [one.path] if one.names == 1 else _names(one.path):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                    gone += one.nbytes
+                    removed.append(path)
         return gone
 
     def _read(self) -> Usage:
@@ -256,6 +257,14 @@ def _namespaces(root: Path) -> list[str]:
             for entry in entries
             if fingerprint_of(entry.name) is not None and entry.is_dir(follow_symlinks=False)
         )
+
+
+def _names(path: str) -> list[str]:
+    """All names of a file that holds several chunks, as far as they can be found out."""
+    try:
+        return [str(one) for one in names_of(Path(path))]
+    except (RecordError, OSError):
+        return [path]
 
 
 def _reap(contents: Contents, before: float) -> None:

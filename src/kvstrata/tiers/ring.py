@@ -135,5 +135,5 @@ def _add(entry: "os.DirEntry[str]", into: Contents) -> None:
         into.temporaries.append((entry.path, status.st_mtime))
     else:
         # A file that holds several chunks stands under the name of each.
-        share = status.st_size / max(status.st_nlink, 1)
-        into.files.append(Held(entry.path, share, status.st_mtime))
+        names = max(status.st_nlink, 1)
+        into.files.append(Held(entry.path, status.st_size / names, status.st_mtime, names))

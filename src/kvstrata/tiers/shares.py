@@ -36,11 +36,13 @@ class Held:
         path: of the file.
         nbytes: its share, if it stands under several names.
         used: when it was last written or read, seconds by the file system's clock.
+        names: that it stands under.
     """
 
     path: str
     nbytes: float
     used: float
+    names: int = 1
 
 
 @dataclass(frozen=True, slots=True)

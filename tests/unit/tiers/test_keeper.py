@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import make_key, parse_file_name, relative_path
+from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import MonotonicClock
 from kvstrata.fileio.lease import lease
 from kvstrata.fileio.publish import TEMPORARY
+from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.keeper import LEASE_FILE, ORPHANED, Done, Keeper, keys_in
 from kvstrata.tiers.ring import Directories, sample, walk
 from kvstrata.tiers.shares import HIGH, LOW, RING, Bound, Held, Sample, evict, room
@@ -199,3 +202,27 @@ def test_bounds_of_all_kinds() -> None:
     assert Bound(capacity=100).bytes_of(50, 40, 1000) == 100
     assert Bound(share=0.05).bytes_of(50, 40, 1000) == 50
     assert Bound(free=100).bytes_of(50, 40, 1000) == 0
+
+
+def test_chunks_that_share_a_file_go_together_and_so_do_their_bytes(tmp_path: Path) -> None:
+    geometry = GroupGeometry(0, GroupKind.FULL, 16, 1, (SIZE,))
+    tier = FilesystemTier(tmp_path, Namespace("m", {}), {0: geometry})
+    tier.prepare()
+    payload = memoryview(bytearray(SIZE))
+    keys = [
+        [make_key(random.Random(64 * n + i).randbytes(32), 0) for i in range(16)] for n in range(8)
+    ]
+    for n, together in enumerate(keys):
+        tier.write_many([(key, payload, 0) for key in together])
+        path = tier.directory / relative_path(together[0])
+        assert path.stat().st_nlink == 16
+        os.utime(path, (1e9 + n, 1e9 + n))
+    held = keeper(tmp_path, Bound(capacity=10**9)).look()
+    assert held is not None
+    kept = keeper(tmp_path, Bound(capacity=int(held.usage.used / 2)))
+    for _ in range(20):
+        kept.look()
+    there = [tier.probe(together) for together in keys]
+    assert all(len(set(one)) == 1 for one in there), "each file whole or gone"
+    assert [one[0] for one in there] == sorted(one[0] for one in there), "oldest first"
+    assert 2 <= sum(one[0] for one in there) <= 4
