@@ -40,6 +40,9 @@ _ELSEWHERE: Mapping[str, str] = {
 EVICTION = ("boundary", "lru", "arc")
 """Names of the memory tier's policies."""
 
+DIRECT = ("auto", "never", "always")
+"""When files are read past the page cache."""
+
 _MAX_LABEL = 200
 _MAX_THREADS = 256
 _MAX_DEADLINE = 24 * 3600.0
@@ -119,6 +122,12 @@ def _eviction(value: object) -> str:
     return value
 
 
+def _direct(value: object) -> str:
+    if not isinstance(value, str) or value not in DIRECT:
+        raise ValueError
+    return value
+
+
 def _wrong(what: str, allowed: str, value: object, hint: ValueError) -> str:
     tail = f" ({hint})" if str(hint) else ""
     return f"{what} must be {allowed}; got {_shown.repr(value)}{tail}"
@@ -158,6 +167,7 @@ class Options:
         read_deadline: seconds.
         store_queue: bytes.
         segment: payload bytes of a file that several chunks share.
+        direct: when files are read past the page cache.
         fsync: whether a write is on the medium before it counts.
         read_only: whether the filesystem tier only reads.
         touch: whether a read renews a file's time.
@@ -233,6 +243,13 @@ class Options:
         _flag,
         "true or false",
         "Renew a file's time when it is read, so that age says how long it has been unused.",
+    )
+    direct: str = _option(
+        "auto",
+        _direct,
+        " or ".join(f'"{name}"' for name in DIRECT),
+        "Read files past the page cache (O_DIRECT): where they are large and not in it, never, or always. "
+        "Where the file system cannot, reads are buffered.",
     )
     label: str = _option(
         "",

@@ -8,6 +8,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock
+from kvstrata.fileio.direct import Direct
 from kvstrata.options import Options
 from kvstrata.tiers.bounded import BoundedTier
 from kvstrata.tiers.breaker import BreakerTier
@@ -61,6 +62,7 @@ def open_storage(
         read_only=options.read_only,
         touch=options.touch,
         segment=options.segment,
+        direct=Direct(options.direct),
     )
     tier.prepare()
     if followed:
