@@ -44,9 +44,10 @@ class BreakerTier(PassingTier):
     """Passes everything to another tier as long as that makes sense.
 
     Reads and writes have a circuit each: a full disk can still be read. What is not tried is answered at
-    once: a read with `BadReason.SET_ASIDE`, a write with `Failed`. Probes and removals always go through;
-    callers look at `usable` before they probe. Several chunks at once are one operation: it fails if it takes
-    too long, or if the tier fails for some of them and works for none.
+    once: a read with `BadReason.SET_ASIDE`, a write with `Failed`, a probe with "perhaps", so that nobody
+    takes a chunk for gone. A probe that does not end is a read that has failed; one that ends says nothing of
+    the tier. Removals always go through. Several chunks at once are one operation: it fails if it takes too
+    long, or if the tier fails for some of them and works for none.
 
     Args:
         inner: the tier that does the work.
@@ -66,6 +67,16 @@ class BreakerTier(PassingTier):
     def usable(self) -> bool:
         """See `Tier.usable`: also true when it is time for a test."""
         return self._ask("read", Circuit.tries) and self.inner.usable
+
+    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `Tier.probe`."""
+        ticket = self._ask("read", Circuit.begin)
+        if ticket is None:
+            return [True] * len(keys)
+        try:
+            return self.inner.probe(keys)
+        finally:
+            self._ask("read", lambda one, now: one.end(ticket, None, now), "reads take too long")
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""

@@ -130,9 +130,9 @@ class FilesystemTier(Tier):
             )
 
     def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
-        """See `Tier.probe`: whether the files exist."""
+        """See `Tier.probe`: whether the files exist. Where that cannot be found out, a read will tell why."""
         base = self._base
-        return [os.path.exists(f"{base}/{relative_path(key)}") for key in keys]
+        return [_may_exist(f"{base}/{relative_path(key)}") for key in keys]
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         """See `Tier.read`."""
@@ -303,6 +303,14 @@ def _is(path: str, status: os.stat_result) -> bool:
     except OSError:
         return False
     return (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev)
+
+
+def _may_exist(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno not in _ABSENT
+    return True
 
 
 def _names(directory: str) -> list[str]:

@@ -1,6 +1,7 @@
 """A tier that keeps failing is set aside, tested now and then, and taken back."""
 
 import hashlib
+from collections.abc import Sequence
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -123,6 +124,32 @@ def test_misses_damaged_records_and_read_only_tiers_do_not_count() -> None:
         stand.read()
         stand.write(number)
     assert stand.usable() and not stand.log.changes
+
+
+class HangingProbes(SwitchedTier):
+    """Time passes while it is asked."""
+
+    clock: ManualClock
+
+    def probe(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        self.clock.advance(2 * PATIENCE)
+        return super().probe(keys)
+
+
+def test_probes_that_do_not_end_set_reads_aside_and_none_is_taken_for_a_miss() -> None:
+    stand = Stand()
+    hanging = HangingProbes(stand.inner)
+    hanging.clock = stand.clock
+    tier = BreakerTier(hanging, stand.clock, PATIENCE, stand.log)
+    for _ in range(FAILURES):
+        assert tier.usable
+        assert tier.probe([key_of(0), key_of(9)]) == [True, False]
+    assert not tier.usable
+    assert tier.probe([key_of(9)]) == [True], "nobody knows"
+    assert stand.log.changes == [("read", True)]
+    stand.clock.advance(PAUSE)
+    assert tier.read(key_of(0), memoryview(bytearray(200))) == Loaded(200)
+    assert tier.usable
 
 
 def test_one_success_forgives_earlier_failures() -> None:

@@ -165,6 +165,18 @@ def test_a_directory_in_a_chunks_place(tier: FilesystemTier) -> None:
     assert list(tier.scan()) == []
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOENT, errno.ESTALE])
+def test_what_cannot_be_looked_at_is_no_miss(
+    tier: FilesystemTier, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def stat(*_: object, **__: object) -> os.stat_result:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("kvstrata.tiers.filesystem.os.stat", stat)
+    absent = number in (errno.ENOENT, errno.ESTALE)
+    assert tier.probe([KEY]) == [not absent]
+
+
 def test_a_file_in_a_directorys_place(tier: FilesystemTier) -> None:
     path_of(tier, KEY).parent.parent.write_bytes(b"")
     assert read(tier) == Missing()
