@@ -10,8 +10,8 @@ import pytest
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.errors import BadReason
-from kvstrata.testing import contract
-from kvstrata.testing.contract import PLAIN, SMALL, Reading, TierContract, key_of, store
+from kvstrata.testing import samples
+from kvstrata.testing.contract import TierContract
 from kvstrata.testing.faults import (
     CorruptingTier,
     FailingTier,
@@ -20,6 +20,7 @@ from kvstrata.testing.faults import (
     SlowTier,
     failing_at_random,
 )
+from kvstrata.testing.samples import PLAIN, SMALL, Reading, key_of, store
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import Bad, Failed, Missing, Stored, Tier
 
@@ -28,7 +29,7 @@ WAIT = 30.0
 
 
 def memory() -> MemoryTier:
-    return MemoryTier(memoryview(bytearray(contract.ARENA_BYTES)), contract.GEOMETRIES)
+    return MemoryTier(memoryview(bytearray(samples.ARENA_BYTES)), samples.GEOMETRIES)
 
 
 class TestWrappersWithoutFault(TierContract):
@@ -147,10 +148,10 @@ def test_damage_is_found_once_and_the_chunk_is_gone() -> None:
     tier = CorruptingTier(memory(), lambda key: key == KEY)
     store(tier, KEY)
     store(tier, OTHER)
-    into = memoryview(bytearray(contract.GEOMETRIES[SMALL].payload_bytes))
+    into = memoryview(bytearray(samples.GEOMETRIES[SMALL].payload_bytes))
     outcome = tier.read(KEY, into)
     assert isinstance(outcome, Bad) and outcome.reason is BadReason.CHECKSUM
-    assert into != contract.payload_of(KEY, contract.GEOMETRIES[SMALL])
+    assert into != samples.payload_of(KEY, samples.GEOMETRIES[SMALL])
     Reading(tier, KEY).check_missing()
     Reading(tier, OTHER).check_loaded()
 
@@ -170,6 +171,6 @@ def test_an_absent_chunk_is_not_damaged() -> None:
 def test_damage_before_a_tail_leaves_earlier_bytes_alone() -> None:
     tier = CorruptingTier(memory(), lambda _: True)
     store(tier, KEY)
-    into = memoryview(bytearray(contract.GEOMETRIES[SMALL].payload_bytes))
+    into = memoryview(bytearray(samples.GEOMETRIES[SMALL].payload_bytes))
     tier.read(KEY, into, 6)
-    assert not any(into[: 6 * contract.GEOMETRIES[SMALL].block_bytes])
+    assert not any(into[: 6 * samples.GEOMETRIES[SMALL].block_bytes])

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("kvstrata.testing.contract", "kvstrata.testing.stateful")
+pytest.register_assert_rewrite("kvstrata.testing")

@@ -14,7 +14,7 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import ManualClock
-from kvstrata.testing import contract, stateful
+from kvstrata.testing import samples, stateful
 from kvstrata.testing.contract import TierContract
 from kvstrata.testing.stateful import TierMachine
 from kvstrata.tiers.breaker import BreakerTier
@@ -49,7 +49,7 @@ class Unasked:
 
 class TestMemory(TierContract):
     def make_tier(self, tmp_path: Path, geometries: Mapping[int, GroupGeometry]) -> Tier:
-        return memory(contract.ARENA_BYTES, geometries)
+        return memory(samples.ARENA_BYTES, geometries)
 
 
 class TestFilesystem(TierContract):
@@ -100,7 +100,7 @@ class GreedyTail(MemoryTier):
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int = 0) -> ReadOutcome:
         outcome = super().read(key, into, 0)
-        start = first_block * contract.GEOMETRIES[group_of(key)].block_bytes
+        start = first_block * samples.GEOMETRIES[group_of(key)].block_bytes
         return Loaded(outcome.nbytes - start) if isinstance(outcome, Loaded) else outcome
 
 
@@ -164,7 +164,7 @@ class Early(MemoryTier):
     ],
 )
 def test_the_suite_finds(broken: type[MemoryTier], test: Callable[[Tier], None]) -> None:
-    tier = broken(memoryview(bytearray(contract.ARENA_BYTES)), contract.GEOMETRIES)
+    tier = broken(memoryview(bytearray(samples.ARENA_BYTES)), samples.GEOMETRIES)
     with pytest.raises(AssertionError):
         test(tier)
 
