@@ -6,7 +6,6 @@ Ours verifies every block; vLLM and LMCache verify nothing. Figures are ratios o
 import argparse
 import mmap
 import os
-from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
@@ -14,9 +13,9 @@ from vllm.v1.kv_offload.tiering.fs.thread_pool import DualQueueThreadPool
 
 from lab import report
 from lab.bench import fileio_sides as sides
-from lab.bench.fileio_figures import COLD, Samples, figures, label, pictures, show
+from lab.bench.fileio_figures import COLD, figures, label, pictures, show
 from lab.bench.fileio_lmcache import WAYS, Chunks, start
-from lab.bench.results import save
+from lab.bench.results import Samples, add, in_turn, save
 from lab.exclusive import exclusive
 
 ROUNDS = 5
@@ -52,12 +51,6 @@ def buffer_of(nbytes: int) -> memoryview:
         0, 256, nbytes, dtype=np.uint8
     )
     return memoryview(memory)
-
-
-def in_turn(names: list[str], turn: int) -> Iterator[str]:
-    """The names, each round in another order, so that none always comes after the same."""
-    for place in range(len(names)):
-        yield names[(place + turn) % len(names)]
 
 
 def loads(rounds: int, samples: Samples, console: Console) -> None:
@@ -140,11 +133,6 @@ def requests(rounds: int, samples: Samples, console: Console) -> None:
     pool.shutdown()
     files.remove()
     console.print("requests measured")
-
-
-def add(samples: Samples, key: str, value: float) -> None:
-    """One more measurement."""
-    samples.setdefault(key, []).append(value)
 
 
 def main() -> None:

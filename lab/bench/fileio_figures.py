@@ -6,10 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lab.bench.results import Samples
 from lab.plots import CACHED, RECOMPUTE, UNAWARE, Curve, speeds
 
-Samples = dict[str, list[float]]
-"""By case: state, size, threads and side."""
 COLD = ("ours", "vllm", "vllm direct", "bare")
 """Sides of the cold loads."""
 WANTED = {

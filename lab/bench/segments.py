@@ -7,8 +7,6 @@ Figures are ratios of medians over rounds.
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
@@ -17,14 +15,11 @@ from vllm.v1.kv_offload.tiering.fs.thread_pool import DualQueueThreadPool
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.namespace import Namespace
-from kvstrata.tiering.loads import batches
-from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.filesystem import FilesystemTier
-from kvstrata.tiers.tier import Loaded, Stored
 from lab import report
 from lab.bench import fileio_sides as sides
-from lab.bench.fileio import buffer_of, in_turn
-from lab.bench.results import save
+from lab.bench.fileio import buffer_of
+from lab.bench.results import Samples, add, in_turn, save
 from lab.exclusive import exclusive
 
 ROUNDS = 5
@@ -43,7 +38,6 @@ NOTES = {
     "request_*": "wall time of vLLM's tier over ours: one request of 8192 chunks of 64 KiB, or ten at once",
     "samples": "GB/s by case, except requests: milliseconds",
 }
-Samples = dict[str, list[float]]
 
 
 class Packed(sides.Files):
@@ -65,54 +59,6 @@ class Single(Packed):
     segment = 0
 
 
-def jobs(files: sides.Files, which: Sequence[int]) -> list[list[int]]:
-    """The jobs that a request's chunks make."""
-    place = {files.keys[one]: one for one in which}
-    parts = batches([(key, 0) for key in place], files.size_of)
-    return [[place[key] for key, _ in part] for part in parts]
-
-
-def load(files: sides.Files, which: Sequence[int]) -> None:
-    """One job, through our tier."""
-    outcomes = files.tier.read_many([(files.keys[one], files.views[one], 0) for one in which])
-    assert all(isinstance(outcome, Loaded) for outcome in outcomes), outcomes
-
-
-def load_all(files: sides.Files, which: Sequence[int]) -> None:
-    """Job after job."""
-    for part in jobs(files, which):
-        load(files, part)
-
-
-def store_all(files: sides.Files, which: Sequence[int]) -> None:
-    """Job after job, as write-behind does."""
-    for part in jobs(files, which):
-        given = [(files.keys[one], files.views[one], 0) for one in part]
-        outcomes = files.tier.write_many(given)
-        assert all(isinstance(outcome, Stored) for outcome in outcomes), outcomes
-
-
-def request(files: sides.Files, shares: Sequence[Sequence[int]], runner: Runner) -> float:
-    """Seconds until requests' chunks are all loaded, as the scheduler's thread sees it."""
-    begun = time.perf_counter()
-    left = 0
-
-    def done(_outcomes: object) -> None:
-        nonlocal left
-        left -= 1
-
-    for share in shares:
-        parts = jobs(files, share)
-        left += len(parts)
-        together = Together(len(parts))
-        for part in parts:
-            runner.submit(Priority.READ, partial(load, files, part), done, together)
-    while left:
-        runner.wait(0.1)
-        runner.poll()
-    return time.perf_counter() - begun
-
-
 def by_size(rounds: int, samples: Samples) -> None:
     """Stores and hot loads of one thread."""
     buffer = buffer_of(TOTAL)
@@ -123,14 +69,14 @@ def by_size(rounds: int, samples: Samples) -> None:
             made = {}
             for name in in_turn([*ways, "vllm"], turn):
                 files = ways.get(name, sides.Files)(DIRECTORY / name, buffer, size, count)
-                work = store_all if name in ways else sides.store_theirs
+                work = sides.store_ours if name in ways else sides.store_theirs
                 made[name] = files
                 seconds = sides.timed(work, files, 1)
                 add(samples, f"store {size // KIB}K {name}", size * count / seconds / 1e9)
             os.sync()
             loads: dict[str, tuple[sides.Work, sides.Files]] = {
-                "packed": (load_all, made["packed"]),
-                "single": (load_all, made["single"]),
+                "packed": (sides.load_ours, made["packed"]),
+                "single": (sides.load_ours, made["single"]),
                 "vllm": (sides.load_theirs, made["vllm"]),
                 "vllm direct": (partial(sides.load_theirs, direct=True), made["vllm"]),
             }
@@ -156,7 +102,7 @@ def requests(rounds: int, samples: Samples) -> None:
         }
         for name, files in made.items():
             for share in shares:  # each request was stored by itself
-                (sides.store_theirs if name == "vllm" else store_all)(files, share)
+                (sides.store_theirs if name == "vllm" else sides.store_ours)(files, share)
         os.sync()
         for turn in range(rounds):
             for name in in_turn(["packed", "single", "vllm", "vllm direct"], turn):
@@ -165,17 +111,12 @@ def requests(rounds: int, samples: Samples) -> None:
                     direct = name.endswith("direct")
                     seconds = sides.request_theirs(files, shares, pool, direct)
                 else:
-                    seconds = request(files, shares, runner)
+                    seconds = sides.request_ours(files, shares, runner)
                 add(samples, f"{case} {name}", seconds * 1e3)
         for files in made.values():
             files.remove()
     runner.close(10.0)
     pool.shutdown()
-
-
-def add(samples: Samples, key: str, value: float) -> None:
-    """One more measurement."""
-    samples.setdefault(key, []).append(value)
 
 
 def figures(samples: Samples) -> dict[str, float]:

@@ -1,8 +1,12 @@
 """How fast an engine computed prompts before anyone routed to it: from its own metrics. Pure."""
 
 import re
+from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
+
+Name = TypeVar("Name")
 
 _PREFILL = re.compile(
     rb"^vllm:request_prefill_(time_seconds|kv_computed_tokens)_(sum|count)"
@@ -10,6 +14,20 @@ _PREFILL = re.compile(
     re.MULTILINE,
 )
 _FIGURES = ((b"time_seconds", b"count"), (b"kv_computed_tokens", b"sum"), (b"time_seconds", b"sum"))
+
+
+def summed(found: Iterable[tuple[Name, bytes]]) -> dict[Name, float] | None:
+    """Values in Prometheus' text, such as of several ranks, summed up by name; None if one is no count."""
+    sums: dict[Name, float] = {}
+    for name, value in found:
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if not 0 <= number < 2**53:
+            return None
+        sums[name] = sums.get(name, 0.0) + number
+    return sums
 
 
 class Prefill(msgspec.Struct, frozen=True, gc=False):
@@ -33,15 +51,9 @@ def read_prefill(text: bytes) -> Prefill | None:
 
     vLLM's histograms `request_prefill_time_seconds` and `request_prefill_kv_computed_tokens`.
     """
-    sums: dict[tuple[bytes, bytes], float] = {}
-    for name, kind, value in _PREFILL.findall(text):
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-        if not 0 <= number < 2**53:
-            return None
-        sums[name, kind] = sums.get((name, kind), 0.0) + number
+    sums = summed(((name, kind), value) for name, kind, value in _PREFILL.findall(text))
+    if sums is None:
+        return None
     requests, tokens, seconds = (sums.get(one, 0.0) for one in _FIGURES)
     if not (requests and tokens and seconds):
         return None

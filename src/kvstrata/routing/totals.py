@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from kvstrata.routing.decision import Appraisal
 from kvstrata.routing.drift import Window, claim_of, slack_of
+from kvstrata.routing.engine_rates import summed
 
 MOST_REPLICAS = 4096
 _COUNTER = re.compile(
@@ -41,16 +42,10 @@ class _Open:
 
 def read_counters(text: bytes) -> Counted | None:
     """The counters in an engine's metrics (Prometheus' text), or None when they are not there."""
-    sums: dict[bytes, int] = {}
-    for cached, value in _COUNTER.findall(text):
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-        if not 0 <= number < 2**53:
-            return None
-        sums[cached] = sums.get(cached, 0) + int(number)
-    return Counted(sums[b""], sums[b"_cached"]) if len(sums) == 2 else None
+    sums = summed(_COUNTER.findall(text))
+    if sums is None or len(sums) != 2:
+        return None
+    return Counted(int(sums[b""]), int(sums[b"_cached"]))
 
 
 class Totals:
