@@ -72,7 +72,9 @@ def test_every_bad_file_is_a_miss_with_the_right_tokens(tmp_path: Path, start) -
     root = tmp_path / "kv"
     kinds = [*CONTENT, *PLACES]
     prompts = {kind: prompt_ids(TOKENS, seed=i) for i, kind in enumerate(kinds)}
-    with start("llama") as writer:
+    # A file for each chunk: what is wrong with a file that several share is wrong with all of them.
+    alone = {"path": str(root), "memory": "96MiB", "segment": 0}
+    with start("llama", alone) as writer:
         cold = {kind: writer.ask(prompt)[0] for kind, prompt in prompts.items()}
         hashes = {kind: writer.do("hashes", prompt=p) for kind, p in prompts.items()}
     victims = {kind: path_of_block(root, hashes[kind], VICTIM) for kind in kinds}
@@ -122,7 +124,8 @@ def test_a_full_disk_and_a_deleted_directory_cost_only_stores(tmp_path: Path, st
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a small file system here")
     try:
-        prompts = [prompt_ids(TOKENS, seed=i) for i in range(3)]
+        # What a prompt stores is written together, and counts as one failure of the four that set aside.
+        prompts = [prompt_ids(TOKENS, seed=i) for i in range(10)]
         options = {"path": str(disk / "kv"), "memory": "96MiB"}
         with start("llama", options) as engine:
             cold = [engine.ask(prompt)[0] for prompt in prompts]
@@ -141,7 +144,7 @@ def test_a_full_disk_and_a_deleted_directory_cost_only_stores(tmp_path: Path, st
             assert engine.ask(prompts[0])[0]["tokens"] == cold[0]["tokens"]
             taken_back = store_again(engine, disk / "kv")
             assert engine.do("metrics")["set_aside{operation=write,tier=filesystem}"] == 0
-            fresh = prompt_ids(300, seed=9)
+            fresh = prompt_ids(300, seed=50)
             engine.ask(fresh)
             assert engine.do("idle")
             assert len(record_paths(disk / "kv")) == taken_back + 2
