@@ -119,7 +119,10 @@ def requests(rounds: int, samples: Samples, console: Console) -> None:
     everything = range(REQUEST_CHUNKS)
     cases = {
         "request": [everything],
-        "ten requests": [everything[i::REQUESTS] for i in range(REQUESTS)],
+        "ten requests": [
+            range(i * REQUEST_CHUNKS // REQUESTS, (i + 1) * REQUEST_CHUNKS // REQUESTS)
+            for i in range(REQUESTS)
+        ],
     }
     for turn in range(rounds):
         for case, shares in cases.items():

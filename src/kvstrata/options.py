@@ -245,7 +245,7 @@ class Options:
         "Renew a file's time when it is read, so that age says how long it has been unused.",
     )
     direct: str = _option(
-        "auto",
+        "never",
         _direct,
         " or ".join(f'"{name}"' for name in DIRECT),
         "Read files past the page cache (O_DIRECT): where they are large and not in it, never, or always. "

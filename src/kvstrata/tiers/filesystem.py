@@ -75,7 +75,7 @@ class FilesystemTier(Tier):
         read_only: bool = False,
         touch: bool = True,
         segment: int = SEGMENT_BYTES,
-        direct: Direct = Direct.AUTO,
+        direct: Direct = Direct.NEVER,
     ) -> None:
         self.root = root
         self.directory = root / namespace.directory_name
