@@ -1,8 +1,9 @@
 """Past the page cache, or through it: chosen for each file by whether it is in memory.
 
 What the page cache holds is copied from there, which no device can beat. What it does not hold costs less
-with O_DIRECT: no pages are found for it, none of the others are thrown out, and nothing is copied. Which it
-is, is told by the read of the header, done with RWF_NOWAIT: that takes what is there and waits for nothing,
+processor time with O_DIRECT: no pages are found for it, none of the others are thrown out, and nothing is
+copied. Whether it comes sooner is the device's to say (docs/benchmarks.md: here it does not). Which it is, is
+told by the read of the header, done with RWF_NOWAIT: that takes what is there and waits for nothing,
 so with a file in memory it costs nothing, and with another it is where the device begins to read. The header
 stays in memory: a file that is read again soon is buffered then, and in the page cache the third time.
 
