@@ -7,16 +7,27 @@ behind them.
 
 import difflib
 import json
-import os
-import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstrata.errors import ConfigError
-from kvstrata.sizes import SIZE_ALLOWED, format_size, read_size, read_whole
+from kvstrata.option_values import (
+    MAX_LABEL,
+    MAX_SECONDS,
+    MAX_THREADS,
+    Capacity,
+    one_of,
+    read_capacity,
+    read_directory,
+    read_flag,
+    read_label,
+    read_positive_size,
+    read_seconds,
+    read_threads,
+)
+from kvstrata.sizes import SIZE_ALLOWED, format_size, read_size
 
 ENGINE_KEYS: Mapping[str, str] = {
     "spec_name": "name of the offloading spec; the connector sets it",
@@ -43,89 +54,8 @@ EVICTION = ("boundary", "lru", "arc")
 DIRECT = ("auto", "never", "always")
 """When files are read past the page cache."""
 
-_MAX_LABEL = 200
-_MAX_THREADS = 256
-_MAX_DEADLINE = 24 * 3600.0
-
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
-
-
-def _positive_size(value: object) -> int:
-    size = read_size(value)
-    if size == 0:
-        raise ValueError
-    return size
-
-
-def _capacity(value: object) -> "Capacity":
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,3}(?:\.\d+)?)\s*%\s*", value)):
-        share = float(match[1]) / 100
-        if not 0 < share <= 1:
-            raise ValueError
-        return Capacity(share=share)
-    return Capacity(nbytes=_positive_size(value))
-
-
-def _threads(value: object) -> int:
-    count = read_whole(value)
-    if not 0 <= count <= _MAX_THREADS:
-        raise ValueError
-    return count
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError
-    if not 0 < value <= _MAX_DEADLINE:  # not a number and infinity fail this too
-        raise ValueError
-    return float(value)
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false"):
-        return value == "true"
-    raise ValueError
-
-
-def _directory(value: object) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError
-    text = os.fspath(value)
-    if not isinstance(text, str) or "\0" in text:
-        raise ValueError
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError:
-        raise ValueError("there is no such user") from None
-    if not path.is_absolute():
-        # The engine's processes need not share a working directory with whoever wrote the option.
-        raise ValueError("a relative path means another directory in each process" if text else "")
-    return str(path)
-
-
-def _label(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _MAX_LABEL:
-        raise ValueError
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it holds half of a surrogate pair") from None
-    return value
-
-
-def _eviction(value: object) -> str:
-    if not isinstance(value, str) or value not in EVICTION:
-        raise ValueError
-    return value
-
-
-def _direct(value: object) -> str:
-    if not isinstance(value, str) or value not in DIRECT:
-        raise ValueError
-    return value
 
 
 def _wrong(what: str, allowed: str, value: object, hint: ValueError) -> str:
@@ -147,13 +77,6 @@ def _option(
         default=default,
         metadata={"parse": parse, "allowed": allowed, "doc": doc, "unit": unit, "unset": unset},
     )
-
-
-class Capacity(NamedTuple):
-    """How much a root may hold: bytes, or a share of its file system."""
-
-    nbytes: int | None = None
-    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +106,14 @@ class Options:
 
     path: str | None = _option(
         None,
-        _directory,
+        read_directory,
         'an absolute directory, "~" allowed',
         "Directory of the filesystem tier, local or shared; made if it is absent.",
         unset="not set: memory only",
     )
     memory: int | None = _option(
         None,
-        _positive_size,
+        read_positive_size,
         SIZE_ALLOWED + ", greater than 0",
         "Host memory of the arena: the memory tier, and where storage traffic passes through.",
         unit="bytes",
@@ -198,21 +121,21 @@ class Options:
     )
     io_threads: int = _option(
         0,
-        _threads,
-        f"a whole number from 0 to {_MAX_THREADS}",
+        read_threads,
+        f"a whole number from 0 to {MAX_THREADS}",
         "Threads that read and write files; 0 follows the number of processors.",
         unit="threads",
     )
     read_deadline: float = _option(
         10.0,
-        _seconds,
-        f"a number of seconds greater than 0, at most {_MAX_DEADLINE:.0f}",
+        read_seconds,
+        f"a number of seconds greater than 0, at most {MAX_SECONDS:.0f}",
         "A read from storage that takes longer counts as a miss, and the tokens are computed.",
         unit="s",
     )
     store_queue: int = _option(
         256 << 20,
-        _positive_size,
+        read_positive_size,
         SIZE_ALLOWED + ", greater than 0",
         "Bytes that may wait to be written to storage, at most half of the arena; further writes "
         "are dropped and counted.",
@@ -228,58 +151,58 @@ class Options:
     )
     fsync: bool = _option(
         False,
-        _flag,
+        read_flag,
         "true or false",
         "Force each file to the medium before it counts as stored; slower, survives a power cut.",
     )
     read_only: bool = _option(
         False,
-        _flag,
+        read_flag,
         "true or false",
         "Read files, never write, remove or touch one.",
     )
     touch: bool = _option(
         True,
-        _flag,
+        read_flag,
         "true or false",
         "Renew a file's time when it is read, so that age says how long it has been unused.",
     )
     direct: str = _option(
         "never",
-        _direct,
+        one_of(DIRECT),
         " or ".join(f'"{name}"' for name in DIRECT),
         "Read files past the page cache (O_DIRECT): where they are large and not in it, never, or always. "
         "Where the file system cannot, reads are buffered.",
     )
     label: str = _option(
         "",
-        _label,
-        f"text of at most {_MAX_LABEL} characters",
+        read_label,
+        f"text of at most {MAX_LABEL} characters",
         "Enters the namespace: engines with different labels never share a file.",
     )
     shm_dir: str = _option(
         "/dev/shm",
-        _directory,
+        read_directory,
         'an absolute directory, "~" allowed',
         "Memory filesystem that holds the arena.",
     )
     eviction: str = _option(
         "boundary",
-        _eviction,
+        one_of(EVICTION),
         " or ".join(f'"{name}"' for name in EVICTION),
         "Which chunks leave a full memory tier: whole boundaries of least worth, as learned from what is "
         "reused; those unused for longest; or as ARC says.",
     )
     announce: bool = _option(
         True,
-        _flag,
+        read_flag,
         "true or false",
         "Where KV events are on: look once through the files that are there at the start and tell a router "
         "of them.",
     )
     capacity: Capacity | None = _option(  # noqa: RUF009  # as the others: a field with metadata
         None,
-        _capacity,
+        read_capacity,
         SIZE_ALLOWED + ', greater than 0, or a share of the file system such as "80%"',
         "Bytes that all engines together keep below `path`; beyond them, what was not used for longest is "
         "removed.",
