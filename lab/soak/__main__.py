@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvstrata.sizes import format_size, parse_size
 from lab.exclusive import OccupiedError, exclusive
 from lab.models import ensure
 from lab.soak import report
@@ -39,6 +40,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also forge records so that no reader can know: wrong answers must be found",
     )
+    parser.add_argument(
+        "--calm", action="store_true", help="no faults: engines are only restarted and killed"
+    )
+    parser.add_argument(
+        "--capacity", type=parse_size, default=0, help="bound of the directory, such as 24MiB"
+    )
     parser.add_argument("--output", type=Path, default=report.DIRECTORY, help="directory")
     return parser.parse_args(arguments)
 
@@ -58,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_plan(options: argparse.Namespace) -> int:
     with open_place() as place:
-        planned = rounds(options.seed, kinds(place, control=options.control))
+        planned = rounds(options.seed, kinds(place, control=options.control, calm=options.calm))
         for one in itertools.islice(planned, options.rounds or 100):
             sizes = "+".join(str(len(prompts)) for prompts in one.prompts)
             happens = [f"end {window.kind}" for window in one.ends]
@@ -93,7 +100,14 @@ def _soak(options: argparse.Namespace) -> int:
     shutil.rmtree(logs, ignore_errors=True)
     ensure(MODEL)
     with open_place() as place:
-        soak = Soak(place, logs, say, control=options.control)
+        soak = Soak(
+            place,
+            logs,
+            say,
+            control=options.control,
+            calm=options.calm,
+            bound=options.capacity,
+        )
         try:
             soak.run(options.seed, goes_on)
         except EngineError as error:
@@ -102,6 +116,8 @@ def _soak(options: argparse.Namespace) -> int:
             facts = {
                 "seed": options.seed,
                 "minutes": round((time.monotonic() - begun) / 60, 1),
+                "faults": "of engines alone" if options.calm else "of all kinds",
+                "bound": format_size(options.capacity) if options.capacity else "none",
                 "file system of its own": "yes" if place.mounted else "no",
             }
             path = report.save(soak.tally, facts, options.output)

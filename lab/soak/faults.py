@@ -19,13 +19,16 @@ WIPES = frozenset({"delete root", "kvstrata clear"})
 """They come less often than the others, since what is wrong with files shows only where there are files."""
 
 
-def kinds(place: Place, *, control: bool = False) -> Kinds:
+def kinds(place: Place, *, control: bool = False, calm: bool = False) -> Kinds:
     """What can be done on this machine.
 
     Args:
         place: of the soak.
         control: forge records too, so that the soak must find wrong answers.
+        calm: nothing but what happens to engines.
     """
+    if calm:
+        return Kinds(windows=(), strikes=OF_ENGINES, ending=frozenset({KILL, RESTART}))
     missing = set() if place.mounted else set(files.NEED_DISK)
     if not obeys_permissions():
         missing |= files.NEED_PERMISSIONS

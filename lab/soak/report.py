@@ -67,6 +67,7 @@ def table(tally: Tally, facts: Mapping[str, Any]) -> str:
         ("resident memory, warm and at the last check, MiB", _resident(tally)),
         ("the same of the engine without offload", _ends(tally.plain)),
         ("storage used again after the last fault", "yes" if tally.taken_back else "no"),
+        *([("most bytes stored, of the bound", _bound(tally))] if tally.bound else []),
         ("processes left", left.processes if left else "-"),
         ("files left in shared memory", left.shared_memory if left else "-"),
         ("temporary files, before and after clearing", _temporary(tally)),
@@ -80,7 +81,15 @@ def table(tally: Tally, facts: Mapping[str, Any]) -> str:
 
 
 def _told(counters: Counter[str]) -> Counter[str]:
-    names = ("writes_dropped", "bad_records", "read_deadlines", "refused", "junctions", "hits")
+    names = (
+        "evicted_bytes",
+        "writes_dropped",
+        "bad_records",
+        "read_deadlines",
+        "refused",
+        "junctions",
+        "hits",
+    )
     return Counter({name: n for name, n in counters.items() if name.startswith(names)})
 
 
@@ -114,6 +123,10 @@ def _resident(tally: Tally) -> str:
 
 def _ends(resident: Sequence[int]) -> str:
     return f"{resident[0] >> 20}, {resident[-1] >> 20}" if resident else "-"
+
+
+def _bound(tally: Tally) -> str:
+    return f"{tally.stored:,} of {tally.bound:,} ({100 * tally.stored / tally.bound:.1f} %)"
 
 
 def _temporary(tally: Tally) -> str:

@@ -51,13 +51,24 @@ class Soak:
         logs: directory for what they print.
         say: is told of progress.
         control: see `kinds`.
+        calm: see `kinds`.
+        bound: bytes that the directory may hold; 0 for no bound.
     """
 
-    def __init__(self, place: Place, logs: Path, say: Say, *, control: bool = False) -> None:
-        self.tally = Tally()
+    def __init__(
+        self,
+        place: Place,
+        logs: Path,
+        say: Say,
+        *,
+        control: bool = False,
+        calm: bool = False,
+        bound: int = 0,
+    ) -> None:
+        self.tally = Tally(bound=bound)
         self._place = place
         self._say = say
-        self.kinds = kinds(place, control=control)
+        self.kinds = kinds(place, control=control, calm=calm)
         self._logs = logs
         self._calls = [FaultyCalls(place.root) for _ in range(ENGINES)]
         self._faults = Faults(place, self._calls, self.tally)
@@ -81,6 +92,8 @@ class Soak:
                 stack.callback(layer.close)
             stack.callback(self._faults.end_all)
             self._start_all(stack)
+            if self.tally.bound:
+                stack.enter_context(watch.watching(self._place.root, self.tally.saw_stored))
             for one in rounds(seed, self.kinds):
                 if not goes_on(one.number):
                     break
@@ -116,6 +129,7 @@ class Soak:
             "shm_dir": str(self._place.shm),
             "read_deadline": READ_DEADLINE,
             "fsync": number == 1,  # of each, one engine
+            "capacity": self.tally.bound or None,
         }
         settings = {"model": MODEL, "extra": extra, "engine": SETTINGS}
         return Engine(self._nurseries[number], settings)

@@ -8,6 +8,8 @@ from typing import Any
 from lab.soak.watch import Held
 
 EXAMPLES = 20
+OVERSHOOT = 0.1
+"""Share of its bound by which a root may exceed it, while its engines write as fast as they can."""
 TIERS = ("device", "memory", "filesystem", "computed")
 
 
@@ -55,6 +57,8 @@ class Tally:
         most: the most that any engine held, by name.
         taken_back: whether storage was used again after the last fault.
         left: at the end.
+        bound: bytes that the root may hold, 0 for no bound.
+        stored: the most bytes of chunks that it was seen to hold.
     """
 
     rounds: int = 0
@@ -78,6 +82,8 @@ class Tally:
     most: dict[str, int] = field(default_factory=dict)
     taken_back: bool = False
     left: Leaks | None = None
+    bound: int = 0
+    stored: int = 0
 
     def judge(
         self,
@@ -123,6 +129,10 @@ class Tally:
         for name in ("descriptors", "threads", "resident"):
             self.most[name] = max(self.most.get(name, 0), getattr(held, name))
 
+    def saw_stored(self, nbytes: int) -> None:
+        """Keep the most that the root held."""
+        self.stored = max(self.stored, nbytes)
+
     def faults(self) -> list[str]:
         """Why the soak failed; empty if it did not."""
         found = [f"{self.wrong} wrong answers"] if self.wrong else []
@@ -136,6 +146,10 @@ class Tally:
             found.append("storage was not used again after the last fault")
         if self.left.processes or self.left.shared_memory or self.left.temporary_left:
             found.append(f"left behind: {self.left}")
+        if self.bound and self.stored > (1 + OVERSHOOT) * self.bound:
+            found.append(f"the root held {self.stored} bytes, its bound is {self.bound}")
+        if self.bound and not self.counters["evicted_bytes{tier=filesystem}"]:
+            found.append("nothing was evicted: the bound was not tried")
         missing = [tier for tier in TIERS if not self.counters[f"tokens{{tier={tier}}}"]]
         if missing:
             found.append(f"no tokens came from: {', '.join(missing)}")

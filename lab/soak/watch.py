@@ -2,11 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvstrata.chunks.key import SUFFIX
 from kvstrata.fileio.publish import TEMPORARY
+
+LOOK_SECONDS = 0.1
+"""Between two looks at what a root holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,31 @@ def files(root: Path, wanted: Callable[[str], bool] = lambda _name: True) -> lis
     return [
         Path(parent, name) for parent, _, names in os.walk(root) for name in names if wanted(name)
     ]
+
+
+def stored_bytes(root: Path) -> int:
+    """Bytes of all published chunks below a root; one that stands under several names counts once."""
+    found: dict[tuple[int, int], int] = {}
+    for path in files(root, lambda name: name.endswith(SUFFIX)):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            found[status.st_dev, status.st_ino] = status.st_size
+    return sum(found.values())
+
+
+@contextlib.contextmanager
+def watching(root: Path, saw: Callable[[int], None]) -> Iterator[None]:
+    """Measure `stored_bytes` again and again while the block runs; each is told to `saw`, in a thread."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            saw(stored_bytes(root))
+
+    thread = threading.Thread(target=look, name="soak-watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
