@@ -17,7 +17,7 @@ integers are little endian. `docs/on-disk-format.md` describes it for readers in
         40      4  first block stored, F: the payload holds blocks F .. B-1
         44      4  tokens of a block
         48      8  bytes of a block (all ranks)
-        56      8  zero (reserved)
+        56      8  tenant; zeros where there is none
         64     16  checksum of the header with these 16 bytes zero
         80     64  key, padded with zeros
        144     ..  (B - F) block checksums of 16 bytes, then zeros to the end of the header
@@ -37,7 +37,10 @@ CHECKSUM_ID = 1
 PAGE = 4096
 MAX_KEY_BYTES = 64
 FINGERPRINT_BYTES = 16
-_FIXED = struct.Struct("<8sII16sHHIIIQQ16s64s")
+TENANT_BYTES = 8
+NO_TENANT = bytes(TENANT_BYTES)
+"""Of chunks that belong to nobody in particular."""
+_FIXED = struct.Struct("<8sII16sHHIIIQ8s16s64s")
 _SELF_CHECKSUM = slice(64, 80)
 CHECKSUMS_AT = _FIXED.size
 """Byte of the header at which the blocks' checksums begin."""
@@ -64,6 +67,7 @@ class RecordHeader:
         tokens_per_block: tokens.
         block_bytes: bytes of one block over all ranks.
         checksums: 16 bytes for each stored block, in order.
+        tenant: a mark of 8 bytes of whoever's prompt it was; never the salt itself.
     """
 
     namespace: bytes
@@ -73,6 +77,7 @@ class RecordHeader:
     tokens_per_block: int
     block_bytes: int
     checksums: tuple[bytes, ...]
+    tenant: bytes = NO_TENANT
 
     @property
     def header_bytes(self) -> int:
@@ -115,6 +120,7 @@ def describe(
     geometry: GroupGeometry,
     payload: memoryview,
     first_block: int = 0,
+    tenant: bytes = NO_TENANT,
 ) -> RecordHeader:
     """Header for a chunk.
 
@@ -124,6 +130,7 @@ def describe(
         geometry: of the key's group.
         payload: uint8 view of `geometry.payload_bytes` bytes, in whole-chunk layout.
         first_block: blocks before this one are not valid and will not be stored.
+        tenant: whose it is, 8 bytes.
     """
     size = geometry.block_bytes
     return RecordHeader(
@@ -137,12 +144,14 @@ def describe(
             digest(payload[block * size : (block + 1) * size])
             for block in range(first_block, geometry.blocks_per_chunk)
         ),
+        tenant=tenant,
     )
 
 
 def encode(header: RecordHeader) -> bytes:
     """The header's bytes, `header.header_bytes` long; the payload follows them in the file."""
     assert len(header.namespace) == FINGERPRINT_BYTES and len(header.key) <= MAX_KEY_BYTES
+    assert len(header.tenant) == TENANT_BYTES
     out = bytearray(header.header_bytes)
     _FIXED.pack_into(
         out,
@@ -157,7 +166,7 @@ def encode(header: RecordHeader) -> bytes:
         header.first_block,
         header.tokens_per_block,
         header.block_bytes,
-        0,
+        header.tenant,
         bytes(DIGEST_BYTES),
         header.key,
     )
@@ -213,7 +222,7 @@ def decode(data: Buffer) -> RecordHeader:
         first_block,
         tokens_per_block,
         block_bytes,
-        _reserved,
+        tenant,
         _self,
         key,
     ) = _FIXED.unpack_from(raw)
@@ -236,6 +245,7 @@ def decode(data: Buffer) -> RecordHeader:
         checksums=tuple(
             bytes(table[i : i + DIGEST_BYTES]) for i in range(0, len(table), DIGEST_BYTES)
         ),
+        tenant=tenant,
     )
 
 
@@ -259,7 +269,7 @@ class ExpectedHeader:
         self._blocks = blocks
         self._before_key_length = example[:32]
         self._before_first_block = example[34:40]
-        self._before_checksum = example[44:64]
+        self._before_tenant = example[44:56]
 
     def first_block(self, data: bytearray, key: ChunkKey) -> int | None:
         """First block that the record stores.
@@ -282,7 +292,8 @@ class ExpectedHeader:
                 len(key).to_bytes(2, "little"),
                 self._before_first_block,
                 first,
-                self._before_checksum,
+                self._before_tenant,
+                data[56:64],
                 stored,
                 key.ljust(MAX_KEY_BYTES, b"\0"),
             )

@@ -22,7 +22,7 @@ integers are little endian. `docs/on-disk-format.md` describes it for readers in
         56      8  zero (reserved)
         64     16  checksum of the table with these 16 bytes zero
         80   80*N  for each chunk: key length (2), zero (2), first block stored F (4), where its blocks
-                   stand in the file (8, a multiple of 4096), key (64)
+                   stand in the file (8, a multiple of 4096), key (56), tenant (8)
          ..     ..  for each chunk, in the same order: (B - F) block checksums of 16 bytes; then zeros
 """
 
@@ -38,8 +38,9 @@ from kvstrata.chunks.record import (
     CHECKSUM_ID,
     MAGIC,
     MAX_BLOCKS,
-    MAX_KEY_BYTES,
+    NO_TENANT,
     PAGE,
+    TENANT_BYTES,
     RecordHeader,
     check_identity,
 )
@@ -49,7 +50,9 @@ SEGMENT_VERSION = 2
 MAX_CHUNKS = 4096
 """Larger numbers of chunks are refused: no writer makes them, a damaged table can."""
 _FIXED = struct.Struct("<8sII16sHHIIIQQ16s")
-_ENTRY = struct.Struct("<HHIQ64s")
+MAX_KEY_BYTES = 56
+"""Of a chunk that shares a file; vLLM's keys have 36 at most."""
+_ENTRY = struct.Struct("<HHIQ56s8s")
 _SELF_CHECKSUM = slice(64, 80)
 _BEGINNING = struct.pack("<8sI", MAGIC, SEGMENT_VERSION)
 _MAX_TABLE = (1 << 24) + PAGE * MAX_CHUNKS
@@ -62,11 +65,13 @@ class Entry(NamedTuple):
         first_block: first block that is stored.
         offset: of that block in the file.
         checksums_at: byte of the table at which its blocks' checksums begin.
+        tenant: whose it is, 8 bytes.
     """
 
     first_block: int
     offset: int
     checksums_at: int
+    tenant: bytes = NO_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ class Segment:
             checksums=tuple(
                 table[at : at + DIGEST_BYTES] for at in range(0, len(table), DIGEST_BYTES)
             ),
+            tenant=entry.tenant,
         )
 
     def check(self, namespace: bytes, key: ChunkKey, geometry: GroupGeometry) -> None:
@@ -185,8 +191,8 @@ def encode(headers: Sequence[RecordHeader], offsets: Sequence[int]) -> bytes:
     )
     at = _FIXED.size
     for one, offset in zip(headers, offsets, strict=True):
-        assert len(one.key) <= MAX_KEY_BYTES
-        _ENTRY.pack_into(out, at, len(one.key), 0, one.first_block, offset, one.key)
+        assert len(one.key) <= MAX_KEY_BYTES and len(one.tenant) == TENANT_BYTES
+        _ENTRY.pack_into(out, at, len(one.key), 0, one.first_block, offset, one.key, one.tenant)
         at += _ENTRY.size
     tables = b"".join(one.table for one in headers)
     out[at : at + len(tables)] = tables
@@ -245,9 +251,9 @@ def decode(data: Buffer) -> Segment:
 def _entries(data: memoryview, at: int, blocks: int) -> tuple[dict[ChunkKey, Entry], int]:
     """The entries, and where the checksums end that begin at byte `at` of the table."""
     entries: dict[ChunkKey, Entry] = {}
-    for key_length, _, first_block, offset, key in _ENTRY.iter_unpack(data):
+    for key_length, _, first_block, offset, key, tenant in _ENTRY.iter_unpack(data):
         if key_length > MAX_KEY_BYTES or first_block >= blocks or offset % PAGE or not offset:
             raise RecordError(BadReason.HEADER, "a table entry is impossible")
-        entries[key[:key_length]] = Entry(first_block, offset, at)
+        entries[key[:key_length]] = Entry(first_block, offset, at, tenant)
         at += (blocks - first_block) * DIGEST_BYTES
     return entries, at

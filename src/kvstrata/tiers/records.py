@@ -138,7 +138,7 @@ class OpenFile:
             except RecordError as error:
                 brought[index] = error
                 continue
-            start, offset, checksums_at = table.entries[key]
+            start, offset, checksums_at, _ = table.entries[key]
             if start <= first_block:
                 offset += (first_block - start) * size
                 checksums_at += (first_block - start) * DIGEST_BYTES
@@ -297,6 +297,15 @@ def find_chunk(fd: int, key: ChunkKey, expected_bytes: int = PAGE) -> tuple[Reco
         return header, table.entries[key].offset
     header = _read_header(fd, expected_bytes)
     return header, header.header_bytes
+
+
+def tenant_of(fd: int, key: ChunkKey) -> bytes:
+    """Whose a chunk is that an open file, a record or a segment, holds: 8 bytes, zeros where nobody's.
+
+    Raises:
+        RecordError, OSError: see `find_chunk`.
+    """
+    return find_chunk(fd, key)[0].tenant
 
 
 def chunks_in(fd: int) -> list[ChunkKey]:

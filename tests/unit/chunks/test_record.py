@@ -65,6 +65,7 @@ headers = st.builds(
     tokens_per_block=st.integers(0, 2**32 - 1),
     block_bytes=st.integers(0, 2**64 - 1),
     checksums=st.just(()),
+    tenant=st.binary(min_size=8, max_size=8),
 ).flatmap(
     lambda header: st.integers(0, header.blocks - 1).map(
         lambda first: replace(
@@ -164,11 +165,18 @@ def test_any_flipped_bit_of_the_payload_is_found_in_its_block_alone(bit: int) ->
     st.sampled_from([GEOMETRY, replace(GEOMETRY, tokens_per_block=32)]),
     st.none() | st.integers(0, 8 * PAGE - 1),
     st.booleans(),
+    st.binary(min_size=8, max_size=8),
 )
 def test_what_is_as_expected_is_what_decoding_accepts(
-    first_block: int, label: bytes, geometry: GroupGeometry, bit: int | None, resealed: bool
+    first_block: int,
+    label: bytes,
+    geometry: GroupGeometry,
+    bit: int | None,
+    resealed: bool,
+    tenant: bytes,
 ) -> None:
-    written = describe(NAMESPACE, KEY, GEOMETRY, payload_of(GEOMETRY), min(first_block, 4))
+    payload = payload_of(GEOMETRY)
+    written = describe(NAMESPACE, KEY, GEOMETRY, payload, min(first_block, 4), tenant)
     if first_block == 5:  # no such header is ever written; a valid checksum makes it no better
         written = replace(written, first_block=5, checksums=())
     data = bytearray(encode(written))

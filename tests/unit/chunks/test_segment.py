@@ -21,7 +21,8 @@ GEOMETRY = GroupGeometry(1, GroupKind.WINDOW, 16, 4, (100, 33), window_tokens=32
 def header_of(name: str, first_block: int = 0, length: int = 32) -> RecordHeader:
     key = make_key(hashlib.sha256(name.encode()).digest()[:length], 1)
     payload = memoryview(hashlib.shake_128(key).digest(GEOMETRY.payload_bytes))
-    return describe(NAMESPACE, key, GEOMETRY, payload, first_block)
+    tenant = hashlib.shake_128(name.encode()).digest(8) if name else bytes(8)
+    return describe(NAMESPACE, key, GEOMETRY, payload, first_block, tenant)
 
 
 some = st.lists(
