@@ -27,11 +27,13 @@ class Contents:
         files: published chunks.
         temporaries: files that are, or were, being written: path and when they were last written.
         directories: that were read.
+        foreign: entries that are not ours.
     """
 
     files: list[Held] = field(default_factory=list)
     temporaries: list[tuple[str, float]] = field(default_factory=list)
     directories: int = 0
+    foreign: int = 0
 
 
 class Directories:
@@ -74,6 +76,14 @@ def sample(root: Directories, chance: random.Random, *, enough: int = ENOUGH) ->
         chance: chooses.
         enough: files after which no more directories are read.
     """
+    share, found = gather(root, chance, enough=enough)
+    return Sample(share, found.files, found.directories)
+
+
+def gather(
+    root: Directories, chance: random.Random, *, enough: int = ENOUGH
+) -> tuple[float, Contents]:
+    """All that stands in some directories, and their share of all; see `sample`."""
     found = Contents()
     places, first_levels = 0.0, 0
     for first in chance.sample(_BYTES, len(_BYTES)):
@@ -95,7 +105,7 @@ def sample(root: Directories, chance: random.Random, *, enough: int = ENOUGH) ->
         places += 256 * read / len(below)
         if first_levels >= FIRST_LEVELS and len(found.files) >= enough:
             break
-    return Sample(max(places / RING, 1 / RING), found.files, found.directories)
+    return max(places / RING, 1 / RING), found
 
 
 def walk(root: Directories, begin: int) -> Iterator[tuple[int, Contents]]:
@@ -124,12 +134,14 @@ def walk(root: Directories, begin: int) -> Iterator[tuple[int, Contents]]:
 def _add(entry: "os.DirEntry[str]", into: Contents) -> None:
     temporary = entry.name.startswith(TEMPORARY)
     if not temporary and parse_file_name(entry.name) is None:
+        into.foreign += 1
         return
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError:
         return
     if not stat.S_ISREG(status.st_mode):
+        into.foreign += 1
         return
     if temporary:
         into.temporaries.append((entry.path, status.st_mtime))
