@@ -5,7 +5,6 @@ in a small file of the root, for the others. A look costs some hundred directori
 Two at once, where a file system has no locks, remove a little too much and do no other harm.
 """
 
-import contextlib
 import logging
 import os
 import random
@@ -18,17 +17,21 @@ import msgspec
 
 from kvstrata.chunks.key import ChunkKey, parse_file_name
 from kvstrata.clock import Clock
-from kvstrata.errors import RecordError
 from kvstrata.fileio.lease import lease
-from kvstrata.fileio.publish import publish
-from kvstrata.tiers.catalog import fingerprint_of, names_of
-from kvstrata.tiers.ring import Contents, Directories, sample, walk
+from kvstrata.tiers.ring import Directories, sample, walk
 from kvstrata.tiers.shares import RING, Bound, Eviction, evict, room
+from kvstrata.tiers.sweep import (
+    LEASE_FILE,
+    ORPHANED,
+    Usage,
+    namespaces_of,
+    read_usage,
+    sweep,
+    write_usage,
+)
 
 logger = logging.getLogger(__name__)
 
-USAGE_FILE = "usage.json"
-LEASE_FILE = "usage.lock"
 REST_SECONDS = 30.0
 """Between two looks, while nothing is written."""
 WAIT_SECONDS = 0.05
@@ -39,26 +42,6 @@ IDLE = 4
 engine needs the interpreter too."""
 WORK_SECONDS = 0.005
 """An eviction rests as long as it worked, each time that it worked so long, unless the bound is exceeded."""
-ORPHANED = 3600.0
-"""Seconds after which a temporary file that nobody writes to is removed; by the file system's clock alone."""
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """What a look at a root has shown; content of `USAGE_FILE`.
-
-    Attributes:
-        round: number of the look, counted by all processes together.
-        used: bytes of all namespaces, estimated.
-        bound: bytes that they may be.
-        place: where the next eviction begins.
-        directories: that were read for it.
-    """
-
-    round: int = 0
-    used: float = 0.0
-    bound: float = 0.0
-    place: int = 0
-    directories: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +121,7 @@ class Keeper:
         with self._guard:
             before = self._written
         with lease(f"{self._root}/{LEASE_FILE}") as got:
-            known = self._read()
+            known = read_usage(self._root) or Usage()
             done = self._tend(known) if got else Done(known)
         if not got and known.round == self._round:
             return None
@@ -180,7 +163,7 @@ class Keeper:
         return 0.0 if done.more else REST_SECONDS
 
     def _tend(self, known: Usage) -> Done:
-        directories = Directories(_namespaces(self._root))
+        directories = Directories(namespaces_of(self._root))
         seen = sample(directories, self._chance)
         status = os.statvfs(self._root)
         bound = self._bound.bytes_of(
@@ -188,55 +171,29 @@ class Keeper:
         )
         due = evict(seen, bound, self._chunk)
         usage = Usage(known.round + 1, seen.nbytes, bound, known.place, seen.directories)
-        self._write(usage)
+        now = write_usage(self._root, usage)
         if due is None:
             return Done(usage)
-        done = self._evict(directories, due, usage)
-        self._write(done.usage)
+        done = self._evict(directories, due, usage, now)
+        write_usage(self._root, done.usage)
         return done
 
-    def _evict(self, directories: Directories, due: Eviction, usage: Usage) -> Done:
-        removed: list[str] = []
-        freed, place = 0.0, usage.place
-        now = os.stat(f"{self._root}/{USAGE_FILE}").st_mtime  # written just now
+    def _evict(self, directories: Directories, due: Eviction, usage: Usage, now: float) -> Done:
         since = self._clock.now()
-        for behind, contents in walk(directories, usage.place % RING):
-            place = behind
-            freed += self._remove(contents, due, freed, removed)
-            _reap(contents, now - ORPHANED)
-            if freed >= due.nbytes or self._stopped.is_set():
-                break
+
+        def rest() -> bool:
+            nonlocal since
             worked = self._clock.now() - since
             if worked > WORK_SECONDS and usage.used < usage.bound:
                 self._stopped.wait(worked)
                 since = self._clock.now()
-        left = max(usage.used - freed, 0.0)
-        after = msgspec.structs.replace(usage, round=usage.round + 1, used=left, place=place)
-        return Done(after, removed, freed, more=freed > 0 and left > usage.bound)
+            return self._stopped.is_set()
 
-    def _remove(self, contents: Contents, due: Eviction, freed: float, removed: list[str]) -> float:
-        """Remove what is due in one place; returns the bytes."""
-        gone = 0.0
-        for one in sorted(contents.files, key=lambda one: one.used):
-            if one.used > due.until or freed + gone >= due.nbytes:
-                break
-            # The bytes of chunks that share a file go only when all of its names do.
-            for path in [one.path] if one.names == 1 else _names(one.path):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-                    gone += one.nbytes
-                    removed.append(path)
-        return gone
-
-    def _read(self) -> Usage:
-        try:
-            with open(f"{self._root}/{USAGE_FILE}", "rb") as file:
-                return msgspec.json.decode(file.read(4096), type=Usage)
-        except (OSError, msgspec.DecodeError):
-            return Usage()
-
-    def _write(self, usage: Usage) -> None:
-        publish(f"{self._root}/{USAGE_FILE}", [memoryview(msgspec.json.encode(usage))])
+        swept = sweep(walk(directories, usage.place % RING), due, now - ORPHANED, rest)
+        left = max(usage.used - swept.nbytes, 0.0)
+        after = msgspec.structs.replace(usage, round=usage.round + 1, used=left, place=swept.place)
+        more = swept.nbytes > 0 and left > usage.bound
+        return Done(after, swept.removed, swept.nbytes, more)
 
 
 def keys_in(paths: Sequence[str], namespace: str) -> list[ChunkKey]:
@@ -248,28 +205,3 @@ def keys_in(paths: Sequence[str], namespace: str) -> list[ChunkKey]:
     """
     inside = [path for path in paths if path.startswith(f"{namespace}/")]
     return [key for path in inside if (key := parse_file_name(os.path.basename(path))) is not None]
-
-
-def _namespaces(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if fingerprint_of(entry.name) is not None and entry.is_dir(follow_symlinks=False)
-        )
-
-
-def _names(path: str) -> list[str]:
-    """All names of a file that holds several chunks, as far as they can be found out."""
-    try:
-        return [str(one) for one in names_of(Path(path))]
-    except (RecordError, OSError):
-        return [path]
-
-
-def _reap(contents: Contents, before: float) -> None:
-    """Remove files whose writers died."""
-    for path, written in contents.temporaries:
-        if written < before:
-            with contextlib.suppress(OSError):
-                os.unlink(path)

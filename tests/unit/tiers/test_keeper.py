@@ -16,9 +16,10 @@ from kvstrata.clock import MonotonicClock
 from kvstrata.fileio.lease import lease
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.tiers.filesystem import FilesystemTier
-from kvstrata.tiers.keeper import LEASE_FILE, ORPHANED, Done, Keeper, keys_in
+from kvstrata.tiers.keeper import Done, Keeper, keys_in
 from kvstrata.tiers.ring import Directories, sample, walk
 from kvstrata.tiers.shares import HIGH, LOW, RING, Bound, Held, Sample, evict, room
+from kvstrata.tiers.sweep import LEASE_FILE, ORPHANED
 
 NAMESPACE = "m-" + "0" * 32
 OTHER = "n-" + "1" * 32
