@@ -1,7 +1,6 @@
 """Three real engines over one directory, and `kvstrata route` in front of them, as processes of their own."""
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 import httpx2
 
 from lab.models import MODELS_ROOT
-from lab.server import EngineServer, ServerError
+from lab.server import EngineServer, ServerError, die_with_parent
 
 TIERS = ("device", "memory", "filesystem", "computed")
 START_SECONDS = 240.0
@@ -29,8 +28,6 @@ STOP_SECONDS = 20.0
 TAIL_BYTES = 3000
 BY_PROMPT = frozenset({"seconds", "tier-weighted", "approximate-prefix"})
 """Policies that follow the engines' events."""
-_LIBC = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,7 @@ class Engines:
         step_tokens: that one engine step computes at most.
         retention: tokens between places where windows are kept, so that already the second prompt with a
             beginning resumes there; a multiple of the block of 128. See the doctor's `sparse-retention`.
+        capacity: of the directory that they share, as the option takes it; None for no bound.
     """
 
     model: str = "gemma3-5to1"
@@ -55,6 +53,7 @@ class Engines:
     max_model_len: int = 8192
     step_tokens: int = 2048
     retention: int = 256
+    capacity: str | None = None
 
 
 @dataclass
@@ -130,7 +129,12 @@ def _engine(what: Engines, directory: Path, number: int) -> EngineServer:
     return EngineServer(
         what.model,
         directory / f"{name}.log",
-        kv={"path": str(directory / "kv"), "memory": what.memory, "offload_prompt_only": False},
+        kv={
+            "path": str(directory / "kv"),
+            "memory": what.memory,
+            "offload_prompt_only": False,
+            "capacity": what.capacity,
+        },
         max_model_len=what.max_model_len,
         device_bytes=what.device_bytes,
         arguments=(
@@ -197,7 +201,7 @@ class RouterProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         try:
             self._await_ready()
@@ -282,7 +286,3 @@ def _address(log: str) -> str:
     _, found, rest = log.partition("listening at ")
     line, ended, _ = rest.partition("\n")
     return line.strip() if found and ended else ""
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -79,7 +79,7 @@ class EngineServer:
     ) -> None:
         self.model = model
         self.log = log
-        self.port = _free_port()
+        self.port = free_port()
         self._patience = patience
         self._command = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
@@ -147,7 +147,7 @@ class EngineServer:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         patience = self._patience or START_SECONDS
         deadline = time.monotonic() + patience
@@ -211,7 +211,8 @@ class EngineServer:
         return self.log.read_text(errors="replace")[-TAIL_BYTES:]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel ends the child when the thread that started it dies."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -235,7 +236,8 @@ def _transfer_config(kv: Mapping[str, Any]) -> str:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
