@@ -12,8 +12,9 @@ from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.announcements import Announcements
-from kvstrata.tiering.loads import Load, Phase, batches, reserve, stored_tokens
+from kvstrata.tiering.loads import Load, Phase, batches, stored_tokens
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
+from kvstrata.tiering.reserving import Reserving, plan_in_memory
 from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
@@ -65,6 +66,12 @@ class Promotions:
         self.granted: dict[str, frozenset[ChunkKey]] = {}
         self._loads: dict[str, Load] = {}
         self._waiters: dict[ChunkKey, list[Load]] = {}
+        self._reserving = Reserving(memory)
+
+    @property
+    def reserving(self) -> bool:
+        """Whether the next step can go on with a load at once: nothing has to end for it first."""
+        return self._reserving.under_way
 
     def poll(self, request: str, shape: RequestShape) -> bool:
         """Work towards a request's chunks being in memory.
@@ -180,28 +187,9 @@ class Promotions:
 
     # Inner workings.
 
-    def _in_memory(self, load: Load) -> LoadPlan:
-        """What memory alone allows; every chunk that the plan needs is readable."""
-        memory = self._memory
-        short: set[ChunkKey] = set()  # chunks that hold fewer blocks than the plan needs
-
-        def presence(keys: Sequence[ChunkKey]) -> list[bool]:
-            held = memory.held_all(keys)
-            if not short:
-                return held
-            return [here and key not in short for key, here in zip(keys, held, strict=True)]
-
-        for _ in range(MAX_SURVEYS):
-            plan = plan_load(load.shape, presence, exact=True)
-            lacking = memory.lacking(plan.keys(), plan.first_blocks())
-            if not lacking:
-                return plan
-            short.update(lacking)
-        return LoadPlan(load.shape.computed, ())
-
     def _begin(self, load: Load) -> None:
         best = plan_load(load.shape, lambda keys: [True] * len(keys))
-        here = self._in_memory(load)
+        here = plan_in_memory(self._memory, load.shape)
         wanted = best.keys()
         self._counters.count(m.LOOKUPS, len(wanted), (self._memory.name,))
         if self.storage is not None:
@@ -264,21 +252,27 @@ class Promotions:
 
     def _reserve(self, load: Load) -> None:
         assert load.plan is not None and self.storage is not None and self._runner is not None
-        here = self._in_memory(load)
-        if here.boundary >= load.plan.boundary:
-            self._settle(load, here)
-            return
-        result = reserve(self._memory, load, self.storage.name)
+        if load.todo is None:
+            here = plan_in_memory(self._memory, load.shape)
+            if here.boundary >= load.plan.boundary:
+                self._settle(load, here)
+                return
+            self._reserving.begin(load)
+        result = self._reserving.reserve(load, self.storage.name)
         if result.blocked:
             self._again(load)
         elif result.no_room:
-            if not self._memory.in_use:
+            if self._reserving.hopeless(load):
                 self._shorten(load)
+            elif not load.pinned and not load.waiting:
+                self._reserving.end(load)  # what is in memory may be other chunks by the next step
         else:
-            load.phase = Phase.READING
-            for key in load.waiting:
+            for key in result.waits:
                 self._waiters.setdefault(key, []).append(load)
             self._submit_reads(load, result.reads)
+            if not load.todo:
+                self._reserving.end(load)
+                load.phase = Phase.READING
 
     def _shorten(self, load: Load) -> None:
         """The plan does not fit the whole arena: plan again for as much as does."""
@@ -303,7 +297,7 @@ class Promotions:
         together = Together(len(parts))
         # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
         made = [(self._read_job(part), frozenset(key for key, _ in part)) for part in parts]
-        load.jobs = [
+        load.jobs += [
             (self._runner.submit(Priority.READ, work, done, together), keys)
             for (work, done), keys in made
         ]
@@ -355,19 +349,20 @@ class Promotions:
             self._again(load)
 
     def _again(self, load: Load) -> None:
+        self._stop_waiting(load)
         self._memory.unpin(load.pinned)
         load.pinned = []
         if load.rounds < MAX_SURVEYS and self.storage is not None and self.storage.usable:
             self._survey(load)
         else:
-            self._settle(load, self._in_memory(load))
+            self._settle(load, plan_in_memory(self._memory, load.shape))
 
     def _give_up(self, load: Load) -> None:
         """Stop waiting for storage; use what memory has."""
         self._stop_waiting(load)
         self._memory.unpin(load.pinned)
         load.pinned = []
-        self._settle(load, self._in_memory(load))
+        self._settle(load, plan_in_memory(self._memory, load.shape))
 
     def _stop_waiting(self, load: Load) -> None:
         for key in load.waiting:
@@ -377,6 +372,7 @@ class Promotions:
             if not waiters:
                 self._waiters.pop(key, None)
         load.waiting.clear()
+        self._reserving.end(load)
         for job, keys in load.jobs:
             job.cancelled = keys.isdisjoint(self._waiters)
         load.jobs = []

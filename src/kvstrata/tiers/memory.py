@@ -31,7 +31,6 @@ _WRITING = advance(State.ABSENT, Event.RESERVE)
 _READY = State.READY
 _PINNED = State.PINNED
 _HELD = (_READY, _PINNED)
-
 HOLES = 4
 """Times the size of a wanted slot that is evicted in holes before one of them is widened."""
 
@@ -41,6 +40,9 @@ class MemoryTier(Tier):
 
     All methods may be called from any thread; each holds one lock for microseconds (copies of the plain
     interface are done outside it, under a pin).
+
+    Attributes:
+        largest_slot: bytes of a slot of the group with the largest chunks.
 
     Args:
         arena: writable uint8 view of the arena's data area.
@@ -61,6 +63,7 @@ class MemoryTier(Tier):
         policy: PolicyMaker = BoundaryKeeping,
     ) -> None:
         sizes = {geometry.slot_bytes for geometry in geometries.values()}
+        self.largest_slot = max(sizes)
         self._arena = arena
         self._geometries = dict(geometries)
         self._slot_sizes = {make_key(b"", g.group): g.slot_bytes for g in geometries.values()}
@@ -106,8 +109,7 @@ class MemoryTier(Tier):
 
     def held(self, key: ChunkKey) -> bool:
         """Whether at least the chunk's last blocks are here, whole and verified."""
-        entry = self._entries.get(key)
-        return entry is not None and entry.state in _HELD
+        return self.held_all([key])[0]
 
     def view(self, key: ChunkKey) -> memoryview:
         """Writable uint8 view of the chunk's place, `payload_bytes` long."""
@@ -270,9 +272,8 @@ class MemoryTier(Tier):
     def census(self) -> dict[State, tuple[int, int]]:
         """For each state (ABSENT aside): chunks and bytes of their slots. Walks all entries."""
         with self._lock:
-            totals: dict[State, tuple[int, int]] = {
-                s: (0, 0) for s in State if s is not State.ABSENT
-            }
+            states = [state for state in State if state is not State.ABSENT]
+            totals: dict[State, tuple[int, int]] = dict.fromkeys(states, (0, 0))
             for key, entry in self._entries.items():
                 chunks, nbytes = totals[entry.state]
                 size = self._slot_bytes(key)
@@ -280,9 +281,9 @@ class MemoryTier(Tier):
             return totals
 
     @property
-    def in_use(self) -> bool:
-        """Whether any chunk is being written, pinned or evicting, so that its place may come free."""
-        return len(self._entries) > len(self._policy)
+    def in_use(self) -> int:
+        """Chunks that are being written, pinned or evicting, so that their places may come free."""
+        return len(self._entries) - len(self._policy)
 
     @property
     def arena_bytes(self) -> int:

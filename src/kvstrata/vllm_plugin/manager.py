@@ -175,7 +175,7 @@ class KVStrataManager(OffloadingManager):
 
     def wait(self) -> None:
         """Give I/O threads a moment, while the engine has nothing else to do; see `IDLE_SECONDS`."""
-        if self._runner is not None:
+        if self._runner is not None and not self.cache.loads.reserving:
             self._runner.wait(IDLE_SECONDS)
 
     def lookup(self, key: ChunkKey, req_context: Any) -> LookupResult:

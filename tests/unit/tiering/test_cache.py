@@ -12,6 +12,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
 from kvstrata.chunks.key import group_of, make_key
 from kvstrata.clock import ManualClock
+from kvstrata.tiering import reserving
 from kvstrata.tiering.cache import RESET_STEPS, TieredCache
 from kvstrata.tiering.planner import GroupKeys, RequestShape
 from kvstrata.tiering.runner import Runner
@@ -110,6 +111,13 @@ class Bench:
             for key in group.keys:
                 if self.cache.loads.readable(name, key):
                     assert bytes(self.memory.view(key)) == payload(key)
+
+
+@pytest.fixture(autouse=True, params=["at once", "over many steps"])
+def places(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads get their places in one step, or three chunks a step."""
+    if request.param != "at once":
+        monkeypatch.setattr(reserving, "STEP_CHUNKS", 3)
 
 
 @pytest.fixture
@@ -265,6 +273,73 @@ def test_a_prefix_larger_than_the_arena_is_served_in_part() -> None:
     boundary = bench.settle("r", shape)
     assert 0 < boundary <= 16 * 16
     bench.check_hits("r", shape)
+    bench.runner.close(1)
+
+
+def test_two_loads_that_need_the_whole_arena_follow_each_other() -> None:
+    bench = Bench(slots=16)
+    shapes = [RequestShape([request(14, name).groups[0]], tokens=229, computed=0) for name in "ab"]
+    for shape in shapes:
+        for key in shape.groups[0].keys:
+            bench.storage.held[key] = payload(key), 0
+    ready: dict[int, int] = {}
+    for _ in range(2000):
+        for number, shape in enumerate(shapes):
+            if number not in ready and bench.cache.loads.poll(str(number), shape):
+                bench.check_hits(str(number), shape)
+                ready[number] = bench.cache.loads.boundary(str(number))
+                bench.cache.loads.drop(str(number))
+        bench.cache.tick()
+        if len(ready) == 2:
+            break
+        time.sleep(0.001)
+    assert ready == {0: 224, 1: 224}
+    bench.idle()
+    assert not bench.memory.in_use
+    bench.runner.close(1)
+
+
+def test_a_load_that_fits_passes_one_that_waits_for_room() -> None:
+    bench = Bench(slots=16)
+    large = RequestShape([request(14).groups[0]], tokens=229, computed=0)
+    small = RequestShape([request(2, "b").groups[0]], tokens=37, computed=0)
+    for shape in (large, small):
+        for key in shape.groups[0].keys:
+            bench.storage.held[key] = payload(key), 0
+    taken = [key for key, _ in bench.cache.prepare_store(request(3, "c").groups[0].keys)]
+    for _ in range(50):
+        assert not bench.cache.loads.poll("large", large)
+        bench.cache.tick()
+        time.sleep(0.001)
+    assert bench.settle("small", small) in (
+        0,
+        32,
+    )  # what the large one holds already may be too much
+    bench.cache.loads.drop("small")
+    bench.cache.complete_store(taken, {}, frozenset())
+    bench.idle()
+    assert bench.settle("large", large) == 224
+    bench.check_hits("large", large)
+    bench.runner.close(1)
+
+
+def test_a_load_that_goes_away_half_reserved_lets_others_begin() -> None:
+    bench = Bench(slots=16)
+    first = RequestShape([request(14).groups[0]], tokens=229, computed=0)
+    other = RequestShape([request(12, "b").groups[0]], tokens=197, computed=0)
+    for shape in (first, other):
+        for key in shape.groups[0].keys:
+            bench.storage.held[key] = payload(key), 0
+    for _ in range(200):  # until the first has a part of its places, or all
+        bench.cache.loads.poll("first", first)
+        if bench.memory.in_use:
+            break
+        time.sleep(0.001)
+    bench.cache.loads.drop("first")
+    assert bench.settle("other", other) == 192
+    bench.cache.loads.drop("other")
+    bench.idle()
+    assert not bench.memory.in_use
     bench.runner.close(1)
 
 

@@ -104,7 +104,7 @@ class Hub(RuleBasedStateMachine):
     @invariant()
     def in_use_tells_whether_waiting_helps(self) -> None:
         busy = any(state is not State.READY for state in self.states.values())
-        assert self.tier.in_use is busy
+        assert bool(self.tier.in_use) is busy
 
 
 TestHub = Hub.TestCase
