@@ -272,8 +272,7 @@ class MemoryTier(Tier):
     def census(self) -> dict[State, tuple[int, int]]:
         """For each state (ABSENT aside): chunks and bytes of their slots. Walks all entries."""
         with self._lock:
-            states = [state for state in State if state is not State.ABSENT]
-            totals: dict[State, tuple[int, int]] = dict.fromkeys(states, (0, 0))
+            totals: dict[State, tuple[int, int]] = dict.fromkeys({*State} - {State.ABSENT}, (0, 0))
             for key, entry in self._entries.items():
                 chunks, nbytes = totals[entry.state]
                 size = self._slot_bytes(key)
