@@ -1,13 +1,17 @@
 """`kvstrata route`: one OpenAI endpoint in front of several engines."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvstrata import logs
 from kvstrata.cli import console
 from kvstrata.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def route(
@@ -46,9 +50,12 @@ def route(
         raise ConfigError(
             f"kvstrata route needs {error.name}, which vLLM's own server installs: install it here too"
         ) from None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    as_json = logs.configure(os.environ)
 
     def ready(taken: int) -> None:
-        console.out().print(f"kvstrata route: listening at http://{settings.host}:{taken}")
+        if as_json:
+            log.info("listening at http://%s:%d", settings.host, taken)
+        else:
+            console.out().print(f"kvstrata route: listening at http://{settings.host}:{taken}")
 
     run(settings, lambda: read_config(config, addresses, changes), ready)
