@@ -12,7 +12,6 @@ import typer
 
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.cli import console, pool
-from kvstrata.cli.inspection import Tally
 from kvstrata.cli.place import is_ours
 from kvstrata.errors import ConfigError
 from kvstrata.fileio.publish import TEMPORARY
@@ -61,6 +60,19 @@ def select(older_than: float | None, temporary: bool, now: float) -> Selection:
     if temporary and older_than is None:
         older_than = LEFT_OVER_AGE
     return Selection(None if older_than is None else now - older_than, temporary)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Files and their bytes."""
+
+    files: int = 0
+    nbytes: int = 0
+
+    def add(self, size: int) -> None:
+        """Count a file of `size` bytes."""
+        self.files += 1
+        self.nbytes += size
 
 
 @dataclass(slots=True)

@@ -1,144 +1,101 @@
-"""`kvstrata inspect`: what a root holds, from names and sizes alone."""
+"""`kvstrata inspect`: the namespaces of a root, and what keeps them apart."""
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kvstrata.chunks.key import group_of
 from kvstrata.cli import console
-from kvstrata.sizes import format_size
-from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
+from kvstrata.tiers.catalog import NamespaceDir, iter_namespaces
 
-
-@dataclass(slots=True)
-class Tally:
-    """Files and their bytes."""
-
-    files: int = 0
-    nbytes: int = 0
-
-    def add(self, size: int) -> None:
-        """Count a file of `size` bytes."""
-        self.files += 1
-        self.nbytes += size
-
-
-@dataclass(slots=True)
-class Survey:
-    """What one namespace holds.
-
-    Attributes:
-        records: chunks.
-        temporary: files that a writer has not published, or left behind.
-        groups: `records`, by KV cache group.
-        oldest, newest: seconds since a record was last written or used; None without records.
-    """
-
-    records: Tally = field(default_factory=Tally)
-    temporary: Tally = field(default_factory=Tally)
-    groups: dict[int, Tally] = field(default_factory=dict)
-    oldest: float | None = None
-    newest: float | None = None
-
-    def add(self, file: RecordFile, now: float) -> None:
-        """Count one file. `now` is seconds since 1970, as the file's time is."""
-        if file.temporary:
-            self.temporary.add(file.size)
-            return
-        self.records.add(file.size)
-        self.groups.setdefault(group_of(file.key), Tally()).add(file.size)
-        age = max(0.0, now - file.mtime)  # a file server's clock may be ahead of ours
-        self.oldest = age if self.oldest is None else max(self.oldest, age)
-        self.newest = age if self.newest is None else min(self.newest, age)
-
-
-def survey(files: Iterable[RecordFile], now: float, advance: console.Advance) -> Survey:
-    """Count `files`. `now`: seconds since 1970."""
-    result = Survey()
-    for file in files:
-        result.add(file, now)
-        advance(file.size)
-    return result
+SHOWN = 120
+"""Characters of a fact that are shown; the JSON holds all."""
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="The directory given to engines as 'path'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the namespaces of a directory: models, records, bytes, groups and ages."""
+    """Show the namespaces of a directory: models, what their fingerprints cover, what differs.
+
+    How much they hold is shown by `kvstrata usage`.
+    """
     console.require_root(path)
-    now = time.time()
-    with console.progress("counting") as advance:
-        found = [
-            (namespace, survey(iter_records(namespace.path), now, advance))
-            for namespace in iter_namespaces(path)
-        ]
+    found = list(iter_namespaces(path))
     if as_json:
-        console.print_json(_document(path, found))
+        console.print_json(
+            {
+                "path": str(path),
+                "namespaces": [_document(one, _before(one, found)) for one in found],
+            }
+        )
     else:
         _show(path, found)
 
 
-def _tally(tally: Tally) -> dict[str, int]:
-    return {"files": tally.files, "bytes": tally.nbytes}
+def differences(one: Any, other: Any) -> list[tuple[str, ...]]:
+    """Where two namespaces' facts differ, in order: the fact's name, and below it those of its parts."""
+    if one == other:
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        return sorted(
+            (name, *rest)
+            for name in one.keys() | other.keys()
+            for rest in differences(one.get(name), other.get(name))
+        )
+    return [()]
 
 
-def _document(path: Path, found: list[tuple[NamespaceDir, Survey]]) -> dict[str, Any]:
+def _before(one: NamespaceDir, found: list[NamespaceDir]) -> NamespaceDir | None:
+    """The first of the same model, to compare with."""
+    first = next(other for other in found if other.model == one.model)
+    return None if first is one else first
+
+
+def _document(namespace: NamespaceDir, before: NamespaceDir | None) -> dict[str, Any]:
+    known = before and namespace.covers is not None and before.covers is not None
+    apart = differences(namespace.covers, before.covers) if known and before else []
     return {
-        "path": str(path),
-        "records": sum(held.records.files for _, held in found),
-        "bytes": sum(held.records.nbytes for _, held in found),
-        "namespaces": [
-            {
-                "directory": namespace.path.name,
-                "model": namespace.model,
-                "fingerprint": namespace.fingerprint,
-                "covers": namespace.covers,
-                "records": held.records.files,
-                "bytes": held.records.nbytes,
-                "groups": {str(group): _tally(held.groups[group]) for group in sorted(held.groups)},
-                "oldest_age_s": held.oldest,
-                "newest_age_s": held.newest,
-                "temporary": _tally(held.temporary),
-            }
-            for namespace, held in found
-        ],
+        "directory": namespace.path.name,
+        "model": namespace.model,
+        "fingerprint": namespace.fingerprint,
+        "covers": namespace.covers,
+        "compared_with": before.path.name if before else None,
+        "differs_in": [".".join(names) for names in apart],
     }
 
 
-def _show(path: Path, found: list[tuple[NamespaceDir, Survey]]) -> None:
+def _show(path: Path, found: list[NamespaceDir]) -> None:
     out = console.out()
     if not found:
         out.print(f"{path}: no namespaces")
         return
-    for namespace, held in found:
+    for namespace in found:
         out.print(namespace.path.name)
         out.print(f"  model        {namespace.model}")
         out.print(f"  fingerprint  {namespace.fingerprint}")
-        out.print(f"  covers       {_covers(namespace)}")
-        out.print(f"  records      {held.records.files:,}, {format_size(held.records.nbytes)}")
-        for group in sorted(held.groups):
-            part = held.groups[group]
-            out.print(f"    group {group:<5} {part.files:,}, {format_size(part.nbytes)}")
-        if held.records.files:
-            out.print(
-                f"  last used    {console.format_age(held.newest)} to "
-                f"{console.format_age(held.oldest)} ago"
-            )
-        if held.temporary.files:
-            left = held.temporary
-            out.print(f"  temporary    {left.files:,}, {format_size(left.nbytes)}")
+        if namespace.covers is None:
+            out.print("  covers       unknown: namespace.json is missing or damaged")
+        else:
+            out.print(f"  covers       {', '.join(sorted(namespace.covers))}")
+            _compare(namespace, _before(namespace, found))
         out.print()
-    files = sum(held.records.files for _, held in found)
-    nbytes = sum(held.records.nbytes for _, held in found)
-    out.print(f"{len(found)} namespaces, {files:,} records, {format_size(nbytes)}")
+    out.print(f"{len(found)} namespaces; kvstrata usage {path} shows what they hold")
 
 
-def _covers(namespace: NamespaceDir) -> str:
-    if namespace.covers is None:
-        return "unknown: namespace.json is missing or damaged"
-    return ", ".join(sorted(namespace.covers))
+def _compare(namespace: NamespaceDir, before: NamespaceDir | None) -> None:
+    if before is None or before.covers is None:
+        return
+    out = console.out()
+    out.print(f"  differs from {before.path.name} in")
+    for names in differences(namespace.covers, before.covers):
+        here, there = (_shown(one.covers, names) for one in (namespace, before))
+        out.print(f"    {'.'.join(names)}: {here}; there {there}")
+
+
+def _shown(covers: Any, names: tuple[str, ...]) -> str:
+    """One fact, as much as fits into a line."""
+    for name in names:
+        covers = covers.get(name) if isinstance(covers, dict) else None
+    text = repr(covers)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -13,6 +13,7 @@ from kvstrata.cli.fleet import fleet
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
 from kvstrata.cli.route import route
+from kvstrata.cli.usage import usage
 from kvstrata.cli.verification import verify
 from kvstrata.errors import KVStrataError
 
@@ -58,6 +59,7 @@ def _main(
 
 
 app.command()(inspect)
+app.command()(usage)
 app.command()(verify)
 app.command()(clear)
 app.command()(options)

@@ -74,11 +74,12 @@ def iter_namespaces(root: Path) -> Iterator[NamespaceDir]:
         path = Path(entry.path)
         described = _description(path)
         model = described.get("model") if described else None
+        covers = described.get("covers") if described else None
         yield NamespaceDir(
             path=path,
             model=model if isinstance(model, str) else entry.name.rpartition("-")[0],
             fingerprint=fingerprint,
-            covers=described.get("covers") if described else None,
+            covers=covers if isinstance(covers, dict) else None,
         )
 
 

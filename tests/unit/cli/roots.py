@@ -28,7 +28,7 @@ class Root:
         directory: of the namespace.
     """
 
-    def __init__(self, path: Path, model: str = "org/tiny", **facts: str) -> None:
+    def __init__(self, path: Path, model: str = "org/tiny", **facts: object) -> None:
         self.path = path
         self.namespace = Namespace(model, {"weights": "abc", **facts})
         self.tier = FilesystemTier(path, self.namespace, GEOMETRIES)
@@ -59,6 +59,14 @@ class Root:
         group = int.from_bytes(key[-4:], "big")
         into = memoryview(bytearray(GEOMETRIES[group].payload_bytes))
         return isinstance(tier.read(key, into), Loaded)
+
+    def file_time(self) -> float:
+        """Now, by the file system's clock."""
+        probe = self.path / ".tmp-1-00000000000000aa"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
 
     def temporary(self, age: float, beside: Path | None = None) -> Path:
         """A temporary file that a writer left `age` seconds ago, beside a record."""

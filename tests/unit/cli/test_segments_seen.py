@@ -32,13 +32,6 @@ def root(tmp_path: Path) -> Root:
     return root
 
 
-def test_inspect_counts_chunks_and_their_bytes_once(root: Root) -> None:
-    size = root.file(root.keys[0]).stat().st_size
-    found = run("inspect", root.path)
-    assert found["records"] == 7
-    assert size - 7 < found["bytes"] <= size
-
-
 def test_verify_names_the_chunk_and_removes_it_alone(root: Root) -> None:
     assert run("verify", root.path)["records"] == 7
     path = root.file(root.keys[2])
