@@ -13,6 +13,7 @@ from kvstrata.cli.fleet import fleet
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
 from kvstrata.cli.route import route
+from kvstrata.cli.top import top
 from kvstrata.cli.usage import usage
 from kvstrata.cli.verification import verify
 from kvstrata.errors import KVStrataError
@@ -64,6 +65,7 @@ app.command()(verify)
 app.command()(clear)
 app.command()(options)
 app.command()(route)
+app.command()(top)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 app.add_typer(fleet, name="fleet")
 

@@ -1,5 +1,6 @@
 """Asking a running engine: its models and its metrics, over HTTP."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -74,15 +75,25 @@ def fetch_metrics(url: str) -> str:
     return _get(f"{_base(url)}/metrics").decode(errors="replace")
 
 
+def require_address(url: str) -> None:
+    """Raises ConfigError unless `url` is an address of a server."""
+    _base(url)
+
+
 def _base(url: str) -> str:
     base = url.rstrip("/").removesuffix("/v1")
     if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"--url takes an address such as http://127.0.0.1:8000; got {url!r}")
+        raise ConfigError(f"not an address such as http://127.0.0.1:8000: {url!r}")
     return base
 
 
 def _get(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"Accept": "*/*"})
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-        body: bytes = answer.read(MOST_BYTES)
-        return body
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            body: bytes = answer.read(MOST_BYTES)
+            if answer.length:
+                raise OSError(f"the answer broke off, or has more than {MOST_BYTES} bytes")
+            return body
+    except http.client.HTTPException as error:  # no HTTP, or an answer that breaks off
+        raise OSError(f"no answer in HTTP: {error!r}") from None
