@@ -1,7 +1,7 @@
 """`KVStrataConnector`: what a user names in `--kv-transfer-config`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -27,6 +27,7 @@ from kvstrata.vllm_plugin.retention import (
 )
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 from kvstrata.vllm_plugin.stats import tell_endpoints
+from kvstrata.vllm_plugin.weight_changes import Facts, WeightChanges, watch
 
 logger = init_logger(__name__)
 
@@ -89,6 +90,8 @@ class KVStrataConnector(OffloadingConnector):
             assert isinstance(manager, KVStrataManager)
             self._manager = manager
             self._start(vllm_config)
+            self.changes = WeightChanges(self)
+            watch(engine_core(), _changes_in)
 
     def _start(self, vllm_config: Any) -> None:
         """Lay out the arena from what the workers declared, and start serving."""
@@ -136,6 +139,32 @@ class KVStrataConnector(OffloadingConnector):
         introduce(announcer)
         return announcer
 
+    # Weights that change; see `kvstrata.vllm_plugin.weight_changes`.
+
+    def turn(self, facts: Facts | None) -> None:
+        """What the next reset turns to; None for a namespace that nobody shares."""
+        self._manager.turns.want(facts)
+
+    def withhold(self, withheld: bool) -> None:
+        """Whether nothing is to be stored or loaded."""
+        self._manager.withheld = withheld
+
+    def reset_cache(self) -> bool | None:
+        """See vLLM; empties every tier."""
+        if not self._manager.turns.wanted:
+            self.changes.was_reset()
+        return super().reset_cache()
+
+    def on_new_request(self, request: Any) -> None:
+        """See vLLM; called between two steps."""
+        self.changes.tend()
+        super().on_new_request(request)
+
+    def has_pending_push_work(self) -> bool:
+        """See vLLM; called between two steps, when there are no requests."""
+        self.changes.tend()
+        return super().has_pending_push_work()
+
     # Worker half.
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
@@ -154,6 +183,8 @@ class KVStrataConnector(OffloadingConnector):
     ) -> tuple[int | None, bool]:
         """See vLLM; answers None until the request's chunks are in memory or given up."""
         mend_state_steps(self._vllm_config, self._state_block)
+        if self._manager.withheld:
+            return 0, False
         if request.skip_reading_prefix_cache:
             return super().get_num_new_matched_tokens(request, num_computed_tokens)
         shape = self._shape(request, num_computed_tokens)
@@ -237,3 +268,18 @@ class KVStrataConnector(OffloadingConnector):
         )
         self._shapes[request.request_id] = shape
         return shape
+
+
+def engine_core() -> type[Any]:
+    """vLLM's class; imported late, since it imports the connectors."""
+    from vllm.v1.engine.core import EngineCore
+
+    return EngineCore
+
+
+def _changes_in(core: Any) -> Iterator[WeightChanges]:
+    """Of an engine core's connectors that are ours."""
+    connector = getattr(getattr(core, "scheduler", None), "connector", None)
+    for one in (connector, *getattr(connector, "_connectors", ())):
+        if isinstance(one, KVStrataConnector):
+            yield one.changes

@@ -1,7 +1,6 @@
 """The scheduler half: vLLM's offloading manager over our tiered cache."""
 
 import logging
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from vllm.v1.kv_offload.base import (
 from kvstrata import __version__
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
-from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, group_of, make_key
+from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, make_key
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock, MonotonicClock
 from kvstrata.doctor.findings import Finding
@@ -37,6 +36,8 @@ from kvstrata.vllm_plugin.announcer import Announcer
 from kvstrata.vllm_plugin.copies import GroupSlots
 from kvstrata.vllm_plugin.stats import to_vllm
 from kvstrata.vllm_plugin.storage import io_threads, open_storage
+from kvstrata.vllm_plugin.torn import StoreCheck
+from kvstrata.vllm_plugin.turns import Turns
 from kvstrata.vllm_plugin.worker import ArenaSlots
 
 logger = logging.getLogger("vllm.kvstrata")
@@ -55,10 +56,16 @@ MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
 class KVStrataManager(OffloadingManager):
     """Answers vLLM's scheduler; all answers come from memory at once.
 
+    Attributes:
+        turns: what resets lead to.
+        withheld: whether nothing is to be stored.
+
     Args:
         options: the engine's.
         clock: for deadlines.
     """
+
+    turns: Turns
 
     def __init__(self, options: Options, clock: Clock | None = None) -> None:
         self._options = options
@@ -73,11 +80,10 @@ class KVStrataManager(OffloadingManager):
         self._namespace: Namespace | None = None
         self._announcer: Announcer | None = None
         self._introduced = False
-        self._torn: set[ChunkKey] = set()
-        self._first_blocks: dict[ChunkKey, int] = {}
+        self._check = StoreCheck()
         self._measured = -MEASURE_SECONDS
         self._was_busy = True
-        self._generation = 0
+        self.withheld = False
 
     def start(
         self,
@@ -101,6 +107,7 @@ class KVStrataManager(OffloadingManager):
         self._position = {geometry.group: index for index, geometry in enumerate(geometries)}
         self._arena = arena
         self._namespace = namespace
+        self.turns = Turns(namespace)
         self._announcer = announcer
         memory = MemoryTier(arena.data, self._geometries, POLICIES[self._options.eviction])
         storage = self._open_storage(namespace)
@@ -231,7 +238,7 @@ class KVStrataManager(OffloadingManager):
         self, keys: Collection[ChunkKey], req_context: Any
     ) -> PrepareStoreOutput | None:
         """Reserve places for new chunks. What is known already, or finds no place, is left out."""
-        accepted = self.cache.prepare_store(keys)
+        accepted = self.cache.prepare_store(keys) if not self.withheld else []
         return PrepareStoreOutput(
             keys_to_store=[key for key, _ in accepted],
             store_spec=self._slots(accepted),
@@ -245,47 +252,16 @@ class KVStrataManager(OffloadingManager):
         target: ArenaSlots,
         keys: Iterable[ChunkKey],
     ) -> None:
-        """Compare what vLLM is about to copy with the chunks it is for; withhold what is torn.
-
-        Under memory pressure vLLM drops reallocated blocks from inside a chunk, so that block counts and
-        chunks no longer agree and positions are ambiguous. Such a group's chunks are not stored. A first
-        chunk may legitimately lack leading blocks that had left a window.
-
-        Args:
-            sizes: device blocks of each group.
-            indices: logical index of each group's first block.
-            target: the arena side; emptied for groups that are withheld.
-            keys: the chunks of the job.
-        """
-        by_group: dict[int, list[ChunkKey]] = {}
-        for key in keys:
-            by_group.setdefault(self._position[group_of(key)], []).append(key)
-        for position, chunk_keys in by_group.items():
-            slots = target.groups[position]
-            skip = indices[position] % slots.blocks_per_chunk
-            if sizes[position] != len(chunk_keys) * slots.blocks_per_chunk - skip:
-                self._torn.update(chunk_keys)
-                target.groups[position] = GroupSlots(
-                    np.empty(0, np.int64),
-                    slots.blocks_per_chunk,
-                    slots.block_bytes,
-                    slots.rank_offsets,
-                )
-            elif skip:
-                first = next(
-                    key for key in chunk_keys if self.cache.offset(key) == slots.offsets[0]
-                )
-                self._first_blocks[first] = skip
+        """See `StoreCheck`."""
+        self._check.check(sizes, indices, target, keys, self._position, self.cache.offset)
 
     def complete_store(
         self, keys: Collection[ChunkKey], req_context: Any, success: bool = True
     ) -> None:
         """The device's bytes are in their places: readable from now on, and queued for storage."""
-        torn = frozenset(keys if not success else self._torn.intersection(keys))
-        self.cache.complete_store(keys, self._first_blocks, torn)
-        self._torn.difference_update(torn)
-        for key in self._first_blocks.keys() & keys if self._first_blocks else ():
-            del self._first_blocks[key]
+        torn = self._check.torn(keys, success)
+        self.cache.complete_store(keys, self._check.first_blocks, torn)
+        self._check.ended(keys)
 
     # Housekeeping.
 
@@ -323,16 +299,10 @@ class KVStrataManager(OffloadingManager):
     def reset_cache(self) -> None:
         """Forget everything: vLLM's weights may have changed.
 
-        Files from before stay for other engines; this one turns to a namespace of its own, since nothing
-        says whether its bytes are still interchangeable.
+        Files from before stay for other engines; this one turns to another namespace, see `Turns`.
         """
         assert self._namespace is not None
-        self._generation += 1
-        facts = {
-            **self._namespace.facts,
-            "reset": [self._generation, os.getpid(), os.urandom(8).hex()],
-        }
-        namespace = Namespace(self._namespace.model, facts)
+        namespace = self.turns.next()
         storage = self._open_storage(namespace)
         self._introduce(self._namespace, 0)
         self._namespace = namespace
@@ -340,8 +310,7 @@ class KVStrataManager(OffloadingManager):
         if self._announcer is not None:
             self._announcer.use(storage)
         self._introduce(namespace, 1)
-        self._torn.clear()
-        self._first_blocks.clear()
+        self._check.clear()
 
     def get_stats(self) -> Any:
         """Counters since the last call, for vLLM's Prometheus endpoint."""
