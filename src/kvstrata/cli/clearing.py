@@ -1,9 +1,7 @@
 """`kvstrata clear`: delete records and left-over temporary files, and nothing else."""
 
-import contextlib
-import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,54 +10,24 @@ import typer
 
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.cli import console, pool
-from kvstrata.cli.place import is_ours
+from kvstrata.cli.choosing import (
+    Prefix,
+    Selection,
+    choose_beside,
+    choose_files,
+    choose_namespaces,
+    hashing_of,
+    of_prefix,
+    of_tenant,
+    select,
+)
+from kvstrata.cli.prompt_tokens import read_prompt
 from kvstrata.errors import ConfigError
-from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.sizes import format_size
-from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
+from kvstrata.tiers.catalog import NamespaceDir, RecordFile
 
 SOME_LEFT = 1
 FAILURES_SHOWN = 20
-LEFT_OVER_AGE = 3600.0
-"""Seconds without a change after which a temporary file counts as left behind by a dead writer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which files of a namespace go.
-
-    Attributes:
-        before: only files not written or used since then, in seconds since 1970; None for all.
-        temporary_only: only temporary files.
-    """
-
-    before: float | None
-    temporary_only: bool
-
-    @property
-    def everything(self) -> bool:
-        """Whether nothing of ours stays, so that the namespace itself goes too."""
-        return self.before is None and not self.temporary_only
-
-    def covers(self, file: RecordFile) -> bool:
-        """Whether `file` goes."""
-        if self.temporary_only and not file.temporary:
-            return False
-        return self.before is None or file.mtime <= self.before
-
-
-def select(older_than: float | None, temporary: bool, now: float) -> Selection:
-    """The selection that the options ask for.
-
-    Args:
-        older_than: seconds, or None.
-        temporary: only temporary files. A writer may be at work on a young one, so without
-            `older_than` those younger than `LEFT_OVER_AGE` stay.
-        now: seconds since 1970.
-    """
-    if temporary and older_than is None:
-        older_than = LEFT_OVER_AGE
-    return Selection(None if older_than is None else now - older_than, temporary)
 
 
 @dataclass(slots=True)
@@ -123,41 +91,117 @@ def clear(
         str | None,
         typer.Option(help="Only namespaces whose directory name or fingerprint starts with this."),
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Only namespaces of this model.")] = None,
     older_than: Annotated[
         str | None,
         typer.Option(help="Only files not written or used for this long: 7d, 12h, 30m, 90s."),
     ] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Only chunks of this tenant, as kvstrata usage shows it, or none."),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Only the chunks of this prompt, and so of all that begin with it: a JSON array of "
+            "token ids, or text with --tokenizer; - reads it in."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json, or the model's directory.")
+    ] = None,
+    salt: Annotated[str | None, typer.Option(help="The prompt's cache salt.")] = None,
     temporary: Annotated[
         bool,
         typer.Option(
             "--temporary", help="Only temporary files that dead writers left (1 hour old or more)."
         ),
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Delete records, all or by namespace or age. Shows what will go and asks first.
+    """Delete records: all, or by namespace, model, age, tenant or prompt. Shows what will go and asks first.
 
-    Files that kvstrata did not write are never touched. Without a terminal and without --yes it
-    only shows. Ends with status 0 if all that was chosen is gone, 1 if something could not be
-    deleted or the answer was no, 2 if the request cannot be done.
+    Files that kvstrata did not write are never touched; engines go on, and miss what is gone. Without a
+    terminal and without --yes it only shows. Ends with status 0 if all that was chosen is gone, 1 if
+    something could not be deleted or the answer was no, 2 if the request cannot be done.
     """
     console.require_root(path)
     age = None if older_than is None else console.parse_age(older_than)
     selection = select(age, temporary, time.time())
+    if tenant is not None:
+        selection = of_tenant(selection, tenant)
+    if prompt_file is not None:
+        selection = of_prefix(selection, Prefix(read_prompt(prompt_file, tokenizer), salt))
+    elif tokenizer is not None or salt is not None:
+        raise ConfigError("--tokenizer and --salt go with --prompt-file")
+    namespaces = choose_namespaces(path, namespace, model)
+    everywhere = namespace is None and model is None
+    notes: list[str] = []
+    if selection.prefix is not None:
+        namespaces, notes = _with_prompts(namespaces, everywhere)
     with console.progress("looking") as advance:
-        plan = [_plan(found, selection, advance) for found in _chosen(path, namespace)]
-    beside = _beside(path, selection) if namespace is None else []
+        plan = [_plan(found, selection, advance) for found in namespaces]
+    beside = choose_beside(path, selection) if everywhere else []
     files = sum(_size(work) for work in plan) + len(beside)
-    if not as_json or not yes:
+    if not as_json or not (yes or dry_run):
         _show(plan, beside, selection, on_stderr=as_json)
-    if files and not yes:
+    if files and not yes and not dry_run:
         _ask(files)
-    outcome = _delete(plan, selection)
-    _delete_beside(beside, outcome)
-    if as_json:
-        console.print_json(_document(path, outcome))
+    for note in notes:
+        console.err().print(f"kvstrata: {note}")
+    if dry_run:
+        outcome = Outcome(plan, len(beside))
     else:
+        outcome = _delete(plan, selection)
+        _delete_beside(beside, outcome)
+    _tell(path, outcome, dry_run, as_json)
+
+
+def _with_prompts(
+    namespaces: Sequence[NamespaceDir], everywhere: bool
+) -> tuple[list[NamespaceDir], list[str]]:
+    """Namespaces where a prompt's chunks can be told, and what is to be said of it.
+
+    Raises:
+        ConfigError: it can be told in none, or not in one that was named.
+    """
+    found: list[NamespaceDir] = []
+    notes: list[str] = []
+    for one in namespaces:
+        try:
+            chained = hashing_of(one).chained
+        except ConfigError as error:
+            if not everywhere:
+                raise
+            notes.append(str(error))
+            continue
+        found.append(one)
+        if chained:
+            note = (
+                "longer prompts with this beginning cannot be served without it; what is left of "
+            )
+            notes.append(f"{one.path.name}: {note}them is evicted, or cleared, by age")
+        else:
+            note = "longer prompts with this beginning may still be served: no group of the model "
+            notes.append(
+                f"{one.path.name}: {note}needs all of it; clear by --tenant or --older-than"
+            )
+    if namespaces and not found:
+        raise ConfigError("; ".join(notes))
+    return found, notes
+
+
+def _tell(path: Path, outcome: Outcome, dry_run: bool, as_json: bool) -> None:
+    """Say what happened.
+
+    Raises:
+        typer.Exit: something could not be deleted.
+    """
+    if as_json:
+        console.print_json({**_document(path, outcome), "dry_run": dry_run})
+    elif not dry_run:
         console.out().print(f"{outcome.deleted:,} files deleted")
     for failure in outcome.failures:
         console.err().print(f"kvstrata: {failure}")
@@ -167,24 +211,9 @@ def clear(
         raise typer.Exit(SOME_LEFT)
 
 
-def _chosen(root: Path, prefix: str | None) -> list[NamespaceDir]:
-    found = list(iter_namespaces(root))
-    if prefix is None:
-        return found
-    chosen = [
-        one
-        for one in found
-        if prefix and (one.path.name.startswith(prefix) or one.fingerprint.startswith(prefix))
-    ]
-    if not chosen:
-        known = ", ".join(one.path.name for one in found) or "none"
-        raise ConfigError(f"no namespace of {root} starts with {prefix!r}; there are: {known}")
-    return chosen
-
-
 def _plan(namespace: NamespaceDir, selection: Selection, advance: console.Advance) -> Work:
     work = Work(namespace)
-    for file in _chosen_files(namespace, selection, advance):
+    for file in choose_files(namespace, selection, advance):
         work.add(file)
     return work
 
@@ -237,7 +266,7 @@ def _delete(plan: list[Work], selection: Selection) -> Outcome:
         for planned in plan:
             work = Work(planned.namespace)
             directories: set[Path] = set()
-            chosen = _chosen_files(planned.namespace, selection, advance)
+            chosen = choose_files(planned.namespace, selection, advance)
             for file, failure in pool.each(chosen, _unlink, pool.default_threads()):
                 if failure is None:
                     work.add(file)
@@ -250,27 +279,6 @@ def _delete(plan: list[Work], selection: Selection) -> Outcome:
                 work.directory_removed = _remove_namespace(planned.namespace.path)
             outcome.done.append(work)
     return outcome
-
-
-def _chosen_files(
-    namespace: NamespaceDir, selection: Selection, advance: console.Advance
-) -> Iterator[RecordFile]:
-    for file in iter_records(namespace.path):
-        advance(file.size)
-        if selection.covers(file) and is_ours(namespace.path, file):
-            yield file
-
-
-def _beside(root: Path, selection: Selection) -> list[RecordFile]:
-    """Temporary files in the root itself, left by who died while giving the place its name."""
-    found = []
-    for path in root.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):  # its writer lives, and is done
-            status = path.lstat()
-            file = RecordFile(path, b"", status.st_size, status.st_mtime, temporary=True)
-            if stat.S_ISREG(status.st_mode) and selection.covers(file) and is_ours(root, file):
-                found.append(file)
-    return found
 
 
 def _delete_beside(files: list[RecordFile], outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kvstrata.cli import console, fleet_view
+from kvstrata.cli.prompt_tokens import read_prompt
 
 NOT_ALL_SYNCED = 1
 
@@ -62,7 +63,8 @@ def watch(
 @fleet.command()
 def explain(
     prompt_file: Annotated[
-        Path, typer.Option(help="A JSON array of token ids, or text with --tokenizer.")
+        Path,
+        typer.Option(help="A JSON array of token ids, or text with --tokenizer; - reads it in."),
     ],
     replica: Replicas = None,
     url: Urls = None,
@@ -81,7 +83,7 @@ def explain(
     """
     from kvstrata.cli import fleet_following
 
-    tokens = fleet_following.prompt(prompt_file, tokenizer)
+    tokens = read_prompt(prompt_file, tokenizer)
     with fleet_following.following(replica or [], url or [], topic) as followed:
         fleet_following.settle(followed, wait)
         told = fleet_following.explanations(followed, tokens, salt)

@@ -9,7 +9,8 @@ from rich.live import Live
 
 from kvstrata.chunks.block_hashes import low_bits
 from kvstrata.cli import console, fleet_view
-from kvstrata.cli.fleet_places import Tokens, addresses, prompt
+from kvstrata.cli.fleet_places import addresses
+from kvstrata.cli.prompt_tokens import Tokens
 from kvstrata.events.stream import Trust
 from kvstrata.fleet.fleet import Fleet, warm
 from kvstrata.fleet.hashing import Recipe
@@ -20,7 +21,7 @@ from kvstrata.routing.reuse import find_reuse
 from kvstrata.routing.shape import Holdings, ModelShape
 
 REFRESH_SECONDS = 0.5
-__all__ = ["all_synced", "explanations", "following", "prompt", "settle", "show"]
+__all__ = ["all_synced", "explanations", "following", "settle", "show"]
 
 
 @contextmanager

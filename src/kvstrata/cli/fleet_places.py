@@ -1,19 +1,11 @@
-"""Where the replicas of a `kvstrata fleet` command are, and what its prompt is."""
+"""Where the replicas of a `kvstrata fleet` command are."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from kvstrata.cli.scrape import fetch_metrics
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.discovery import discover, infos
 from kvstrata.fleet.replica import Address
-from kvstrata.router.tokenizers import load_tokenizer
-
-Tokens = npt.NDArray[np.uint32]
 
 
 def addresses(replicas: Sequence[str], urls: Sequence[str], topic: str) -> list[Address]:
@@ -43,25 +35,3 @@ def addresses(replicas: Sequence[str], urls: Sequence[str], topic: str) -> list[
     if not found:
         raise ConfigError("name at least one engine: --replica NAME=EVENTS[,REPLAY] or --url URL")
     return found
-
-
-def prompt(path: Path, tokenizer: Path | None) -> Tokens:
-    """Token ids (uint32[n]) of a file: a JSON array of them, or text for the tokenizer.
-
-    Raises:
-        ConfigError: neither.
-    """
-    if tokenizer is not None:
-        return np.array(load_tokenizer(tokenizer).encode(path.read_text()).ids, np.uint32)
-    try:
-        ids = json.loads(path.read_bytes())
-        if not isinstance(ids, list) or not all(type(one) is int for one in ids):
-            raise ValueError("it holds something else")
-        if any(not 0 <= one < 1 << 31 for one in ids):
-            raise ValueError("token ids lie between 0 and 2147483647")
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is no JSON array of token ids ({error}); for text give --tokenizer with the "
-            f"directory of the model"
-        ) from None
-    return np.array(ids, np.uint32)

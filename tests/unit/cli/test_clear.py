@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kvstrata.chunks.key import make_key
-from kvstrata.cli import clearing, console
+from kvstrata.cli import choosing, console
 from kvstrata.cli.console import format_age, parse_age
 from kvstrata.cli.main import app
 from kvstrata.errors import ConfigError
@@ -67,6 +67,7 @@ def test_everything(tmp_path: Path) -> None:
         ],
         "failed": 0,
         "failures": [],
+        "dry_run": False,
     }
     assert tree(tmp_path) == set()
 
@@ -326,7 +327,7 @@ def test_what_is_chosen(
     file = RecordFile(
         path=Path("x"), key=make_key(bytes(32), 0), size=1, mtime=now - age, temporary=is_temporary
     )
-    chosen = clearing.select(older_than, temporary, now).covers(file)
+    chosen = choosing.select(older_than, temporary, now).covers(file)
     limit = older_than if older_than is not None else (HOUR if temporary else 0)
     if abs(age - limit) > 1:  # sums of floats this large are exact to a microsecond
         assert chosen == ((is_temporary or not temporary) and age >= limit)

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvstrata.chunks.block_hashes import BlockHasher
-from kvstrata.cli.fleet_places import addresses, prompt
+from kvstrata.cli.fleet_places import addresses
 from kvstrata.cli.main import app
+from kvstrata.cli.prompt_tokens import read_prompt
 from kvstrata.errors import ConfigError
 from kvstrata.fleet.discovery import discover, reachable
 from kvstrata.wire.batches import low_bits
@@ -145,7 +146,7 @@ def test_a_prompt_file_that_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompt"
     path.write_text(text)
     with pytest.raises(ConfigError, match="JSON array of token ids"):
-        prompt(path, None)
+        read_prompt(path, None)
 
 
 def test_a_prompt_as_text(tmp_path: Path) -> None:
@@ -156,9 +157,9 @@ def test_a_prompt_as_text(tmp_path: Path) -> None:
     made.save(str(tmp_path / "tokenizer.json"))
     path = tmp_path / "prompt.txt"
     path.write_text("two one three")
-    assert prompt(path, tmp_path).tolist() == [2, 1, 0]
+    assert read_prompt(path, tmp_path).tolist() == [2, 1, 0]
     with pytest.raises(ConfigError, match="cannot be read"):
-        prompt(path, path)
+        read_prompt(path, path)
 
 
 def test_addresses() -> None:
