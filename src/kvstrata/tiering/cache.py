@@ -153,8 +153,14 @@ class TieredCache:
 
     # Stores.
 
-    def prepare_store(self, keys: Iterable[ChunkKey]) -> list[tuple[ChunkKey, int]]:
+    def prepare_store(
+        self, keys: Iterable[ChunkKey], mark: bytes | None = None
+    ) -> list[tuple[ChunkKey, int]]:
         """Find places for chunks that the device is about to give.
+
+        Args:
+            keys: of the chunks.
+            mark: of the tenant that they belong to, 8 bytes; None for nobody's.
 
         Returns:
             Those that are new and got a place, in order, with the byte offset of their slot.
@@ -179,6 +185,8 @@ class TieredCache:
             start = end
         for (key, _), number in zip(accepted, self._order, strict=False):
             self._storing[key] = number
+        if mark is not None and self._storage is not None:
+            self._writes.attribute([key for key, _ in accepted], mark)
         return accepted
 
     def complete_store(
@@ -203,6 +211,7 @@ class TieredCache:
             self.memory.abort(key)
         if lost:
             self.loads.arrived(lost, readable=False)
+            self._writes.forget(lost)
             self._counters.count(m.WRITES_DROPPED, len(lost), ("torn",))
         stored = [key for key in ended if key not in torn] if torn else ended
         self.memory.commit_all([(key, first_blocks.get(key, 0)) for key in stored])
@@ -241,6 +250,7 @@ class TieredCache:
         """
         self.loads.drop_all()
         device = set(self._storing)
+        self._writes.forget(list(device))
         self._storing.clear()
         unreadable = []
         for key in self.memory.clear():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
+from kvstrata.chunks.record import NO_TENANT
 from kvstrata.tiering.loads import batches
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiers.lifecycle import State
@@ -46,8 +47,18 @@ class WriteBehind:
         self._on_written = on_written
         self._size_of = size_of
         self._active: dict[ChunkKey, int] = {}
+        self._owners: dict[ChunkKey, bytes] = {}
         self._backlog = 0
         self._failures: Counter[str] = Counter()
+
+    def attribute(self, keys: Sequence[ChunkKey], mark: bytes) -> None:
+        """Chunks that are to be stored belong to this tenant; see `Tier.attribute`."""
+        self._owners.update(dict.fromkeys(keys, mark))
+
+    def forget(self, keys: Sequence[ChunkKey]) -> None:
+        """These chunks will not be stored."""
+        for key in keys if self._owners else ():
+            self._owners.pop(key, None)
 
     def submit(self, keys: Sequence[ChunkKey], storage: Tier, runner: Runner) -> None:
         """Queue readable chunks, in the order in which they should become visible."""
@@ -58,6 +69,7 @@ class WriteBehind:
             size = self._size_of(key)
             if self._backlog + size > self._queue_bytes:
                 self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
+                self.forget([key])
                 continue
             self._active[key] = size
             self._backlog += size
@@ -77,9 +89,17 @@ class WriteBehind:
         self, batch: list[tuple[ChunkKey, int]], storage: Tier
     ) -> tuple[Callable[[], list[WriteOutcome]], Callable[[list[WriteOutcome] | None], None]]:
         sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
+        owners = self._owners
+        marks = {k: owners.pop(k) for k, _ in batch if k in owners} if owners else {}
 
         def work() -> list[WriteOutcome]:
-            return storage.write_many(sources)
+            if not marks:
+                return storage.write_many(sources)
+            storage.attribute(marks)
+            try:
+                return storage.write_many(sources)
+            finally:
+                storage.attribute(dict.fromkeys(marks, NO_TENANT))
 
         def done(outcomes: list[WriteOutcome] | None) -> None:
             self._ended(storage, [key for key, _ in batch], outcomes or [])

@@ -1,6 +1,6 @@
 """A tier that passes everything to another one: the base of whatever wraps a tier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.tiers.tier import ReadOutcome, Tier, Transfer, WriteOutcome
@@ -49,6 +49,10 @@ class PassingTier(Tier):
         if type(self).write is not PassingTier.write:
             return super().write_many(given)
         return self.inner.write_many(given)
+
+    def attribute(self, marks: Mapping[ChunkKey, bytes]) -> None:
+        """See `Tier.attribute`."""
+        self.inner.attribute(marks)
 
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""

@@ -6,7 +6,7 @@ callers run them where blocking is harmless (see `kvstrata.tiering.runner`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvstrata.chunks.key import ChunkKey
@@ -133,6 +133,13 @@ class Tier(ABC):
             The outcome of each.
         """
         return [self.write(key, payload, first_block) for key, payload, first_block in given]
+
+    def attribute(self, marks: Mapping[ChunkKey, bytes]) -> None:
+        """Say whose chunks are, before they are written: a mark of 8 bytes for each, zeros to forget it.
+
+        Whoever writes a chunk that has no mark writes it for nobody in particular.
+        """
+        return
 
     @abstractmethod
     def remove(self, key: ChunkKey) -> bool:

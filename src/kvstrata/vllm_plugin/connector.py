@@ -8,6 +8,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from vllm.logger import init_logger
 
 from kvstrata.chunks.geometry import GroupGeometry
+from kvstrata.chunks.tenants import tenant_name
 from kvstrata.errors import ConfigError
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiers.arena import Arena
@@ -16,7 +17,7 @@ from kvstrata.vllm_plugin.diagnosis import log_diagnosis
 from kvstrata.vllm_plugin.facts import engine_facts
 from kvstrata.vllm_plugin.groups import group_geometry, group_keys
 from kvstrata.vllm_plugin.identity import engine_namespace, layout_facts
-from kvstrata.vllm_plugin.manager import KVStrataManager
+from kvstrata.vllm_plugin.manager import KVStrataManager, Tenant
 from kvstrata.vllm_plugin.publisher import introduce
 from kvstrata.vllm_plugin.retention import (
     keep_answer_end,
@@ -159,6 +160,9 @@ class KVStrataConnector(OffloadingConnector):
         """See vLLM; called between two steps."""
         self.changes.tend()
         super().on_new_request(request)
+        if request.cache_salt:
+            context = self.scheduler._req_status[request.request_id].req_context
+            context.set_state(Tenant(tenant_name(request.cache_salt)))
 
     def has_pending_push_work(self) -> bool:
         """See vLLM; called between two steps, when there are no requests."""

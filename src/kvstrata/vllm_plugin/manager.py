@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from vllm.v1.kv_offload.base import (
@@ -21,6 +21,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, make_key
 from kvstrata.chunks.namespace import Namespace
+from kvstrata.chunks.tenants import tenant_mark
 from kvstrata.clock import Clock, MonotonicClock
 from kvstrata.doctor.findings import Finding
 from kvstrata.options import Options
@@ -53,6 +54,16 @@ _HIT, _MISS = LookupResult.HIT, LookupResult.MISS
 MEDIA = {"memory": Medium.CPU, "filesystem": Medium.STORAGE}
 
 
+class Tenant(NamedTuple):
+    """Whose request it is: what the connector says in a request's context.
+
+    Attributes:
+        name: see `tenant_name`.
+    """
+
+    name: bytes
+
+
 class KVStrataManager(OffloadingManager):
     """Answers vLLM's scheduler; all answers come from memory at once.
 
@@ -78,6 +89,7 @@ class KVStrataManager(OffloadingManager):
         self._runner: Runner | None = None
         self._arena: Arena | None = None
         self._namespace: Namespace | None = None
+        self._fingerprint = b""
         self._announcer: Announcer | None = None
         self._introduced = False
         self._check = StoreCheck()
@@ -107,6 +119,7 @@ class KVStrataManager(OffloadingManager):
         self._position = {geometry.group: index for index, geometry in enumerate(geometries)}
         self._arena = arena
         self._namespace = namespace
+        self._fingerprint = namespace.fingerprint
         self.turns = Turns(namespace)
         self._announcer = announcer
         memory = MemoryTier(arena.data, self._geometries, POLICIES[self._options.eviction])
@@ -238,7 +251,9 @@ class KVStrataManager(OffloadingManager):
         self, keys: Collection[ChunkKey], req_context: Any
     ) -> PrepareStoreOutput | None:
         """Reserve places for new chunks. What is known already, or finds no place, is left out."""
-        accepted = self.cache.prepare_store(keys) if not self.withheld else []
+        tenant = req_context.get_state(Tenant)
+        mark = tenant_mark(tenant.name, self._fingerprint) if tenant is not None else None
+        accepted = self.cache.prepare_store(keys, mark) if not self.withheld else []
         return PrepareStoreOutput(
             keys_to_store=[key for key, _ in accepted],
             store_spec=self._slots(accepted),
@@ -306,6 +321,7 @@ class KVStrataManager(OffloadingManager):
         storage = self._open_storage(namespace)
         self._introduce(self._namespace, 0)
         self._namespace = namespace
+        self._fingerprint = namespace.fingerprint
         self.cache.reset(storage)
         if self._announcer is not None:
             self._announcer.use(storage)
