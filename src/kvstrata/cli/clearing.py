@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kvstrata.chunks.namespace import NAMESPACE_FILE
-from kvstrata.cli import console, pool
+from kvstrata.cli import arguments, console, pool
 from kvstrata.cli.choosing import (
     Prefix,
     Selection,
@@ -85,41 +85,41 @@ class Outcome:
             self.failures.append(str(error))
 
 
+Prompt = Annotated[
+    Path | None,
+    typer.Option(
+        help="Only the chunks of this prompt, and so of all that begin with it: a JSON array of "
+        "token ids, or text with --tokenizer; - reads it in."
+    ),
+]
+Tenant = Annotated[
+    str | None,
+    typer.Option(help="Only chunks of this tenant, as kvstrata usage shows it, or none."),
+]
+Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, or the model's directory.")]
+Salt = Annotated[str | None, typer.Option(help="The prompt's cache salt.")]
+Temporary = Annotated[
+    bool,
+    typer.Option(
+        "--temporary", help="Only temporary files that dead writers left (1 hour old or more)."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
 def clear(
-    path: Annotated[Path, typer.Argument(help="The directory given to engines as 'path'.")],
-    namespace: Annotated[
-        str | None,
-        typer.Option(help="Only namespaces whose directory name or fingerprint starts with this."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Only namespaces of this model.")] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option(help="Only files not written or used for this long: 7d, 12h, 30m, 90s."),
-    ] = None,
-    tenant: Annotated[
-        str | None,
-        typer.Option(help="Only chunks of this tenant, as kvstrata usage shows it, or none."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Only the chunks of this prompt, and so of all that begin with it: a JSON array of "
-            "token ids, or text with --tokenizer; - reads it in."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json, or the model's directory.")
-    ] = None,
-    salt: Annotated[str | None, typer.Option(help="The prompt's cache salt.")] = None,
-    temporary: Annotated[
-        bool,
-        typer.Option(
-            "--temporary", help="Only temporary files that dead writers left (1 hour old or more)."
-        ),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: arguments.Root,
+    namespace: arguments.Namespace = None,
+    model: arguments.Model = None,
+    older_than: arguments.OlderThan = None,
+    tenant: Tenant = None,
+    prompt_file: Prompt = None,
+    tokenizer: Tokenizer = None,
+    salt: Salt = None,
+    temporary: Temporary = False,
+    dry_run: arguments.DryRun = False,
+    yes: Yes = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """Delete records: all, or by namespace, model, age, tenant or prompt. Shows what will go and asks first.
 

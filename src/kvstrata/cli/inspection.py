@@ -1,11 +1,9 @@
 """`kvstrata inspect`: the namespaces of a root, and what keeps them apart."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from kvstrata.cli import console
+from kvstrata.cli import arguments, console
 from kvstrata.tiers.catalog import NamespaceDir, iter_namespaces
 
 SHOWN = 120
@@ -13,8 +11,8 @@ SHOWN = 120
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="The directory given to engines as 'path'.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: arguments.Root,
+    as_json: arguments.Json = False,
 ) -> None:
     """Show the namespaces of a directory: models, what their fingerprints cover, what differs.
 

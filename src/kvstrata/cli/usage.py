@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvstrata.cli import console
+from kvstrata.cli import arguments, console
 from kvstrata.cli.estimates import CONFIDENCE, Estimate
 from kvstrata.cli.holdings import ALL, BANDS, Part
 from kvstrata.cli.looking import Look, look
@@ -39,7 +39,7 @@ class Known:
 
 
 def usage(
-    path: Annotated[Path, typer.Argument(help="The directory given to engines as 'path'.")],
+    path: arguments.Root,
     exact: Annotated[
         bool, typer.Option("--exact", help="Look at every file instead of a sample.")
     ] = False,
@@ -49,7 +49,7 @@ def usage(
     tenants: Annotated[
         bool, typer.Option(help="Open each file that is looked at, to see whose it is.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """Show how much a directory holds: chunks and bytes by namespace, group, last use and tenant.
 
