@@ -8,6 +8,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock
+from kvstrata.errors import BadReason
 from kvstrata.fileio.direct import Direct
 from kvstrata.options import Options
 from kvstrata.tiers.bounded import BoundedTier
@@ -72,6 +73,11 @@ def open_storage(
             "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
             options.path,
         )
+
+    # Told from the start: what first appears with a fault does not rise for those who watch its rate.
+    counters.count(m.READ_DEADLINES, 0)
+    for reason in BadReason:
+        counters.count(m.BAD_RECORDS, 0, (reason.value,))
 
     def observe(operation: str, outcome: ReadOutcome | WriteOutcome, seconds: float) -> None:
         """Count one operation; called in I/O threads."""
