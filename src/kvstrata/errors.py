@@ -37,6 +37,8 @@ class BadReason(enum.StrEnum):
     """The operating system refused access."""
     IO = "io"
     """Any other input/output error."""
+    SEALED = "sealed"
+    """Sealed with a key that is not at hand."""
     SET_ASIDE = "set_aside"
     """Not tried: the tier keeps failing."""
 

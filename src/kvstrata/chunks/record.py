@@ -21,18 +21,30 @@ integers are little endian. `docs/on-disk-format.md` describes it for readers in
         64     16  checksum of the header with these 16 bytes zero
         80     64  key, padded with zeros
        144     ..  (B - F) block checksums of 16 bytes, then zeros to the end of the header
+
+A sealed record (version 3) has tags in place of checksums, the kind of its seal where others name the
+checksum's algorithm, and 32 bytes of seal between the key and the table (`kvstrata.chunks.sealing`).
 """
 
+from __future__ import annotations
+
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvstrata.chunks.checksum import DIGEST_BYTES, Buffer, digest
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey
+from kvstrata.chunks.sealing import SEAL_BYTES, Seal, file_keys, read_seal
 from kvstrata.errors import BadReason, RecordError
+
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import ChunkKeys, Keyring
 
 MAGIC = b"KVSTRATA"
 RECORD_VERSION = 1
+SEALED_RECORD_VERSION = 3
 CHECKSUM_ID = 1
 PAGE = 4096
 MAX_KEY_BYTES = 64
@@ -43,14 +55,14 @@ NO_TENANT = bytes(TENANT_BYTES)
 _FIXED = struct.Struct("<8sII16sHHIIIQ8s16s64s")
 _SELF_CHECKSUM = slice(64, 80)
 CHECKSUMS_AT = _FIXED.size
-"""Byte of the header at which the blocks' checksums begin."""
+"""Byte of the header at which the blocks' checksums begin; of a sealed one, the seal."""
 MAX_BLOCKS = 1 << 20
 """Larger block counts are refused: no engine makes them, a damaged header can."""
 
 
-def header_bytes(stored_blocks: int) -> int:
+def header_bytes(stored_blocks: int, *, sealed: bool = False) -> int:
     """Bytes of the header of a record that stores `stored_blocks` blocks; a multiple of 4096."""
-    used = _FIXED.size + DIGEST_BYTES * stored_blocks
+    used = _FIXED.size + SEAL_BYTES * sealed + DIGEST_BYTES * stored_blocks
     return -(-used // PAGE) * PAGE
 
 
@@ -66,8 +78,10 @@ class RecordHeader:
             window when it was stored has none of these.
         tokens_per_block: tokens.
         block_bytes: bytes of one block over all ranks.
-        checksums: 16 bytes for each stored block, in order.
+        checksums: 16 bytes for each stored block, in order; tags where it is sealed.
         tenant: a mark of 8 bytes of whoever's prompt it was; never the salt itself.
+        seal: None where it is not sealed.
+        keys: of a sealed chunk's blocks; None where it was decoded without.
     """
 
     namespace: bytes
@@ -78,15 +92,17 @@ class RecordHeader:
     block_bytes: int
     checksums: tuple[bytes, ...]
     tenant: bytes = NO_TENANT
+    seal: Seal | None = None
+    keys: ChunkKeys | None = field(default=None, compare=False, repr=False)
 
     @property
     def header_bytes(self) -> int:
         """Bytes before the payload."""
-        return header_bytes(self.blocks - self.first_block)
+        return header_bytes(self.blocks - self.first_block, sealed=self.seal is not None)
 
     @property
     def table(self) -> bytes:
-        """The checksums as they stand in the header, from byte `CHECKSUMS_AT` on."""
+        """The checksums as they stand in the header."""
         return b"".join(self.checksums)
 
     @property
@@ -105,12 +121,18 @@ class RecordHeader:
         return self.header_bytes + self.block_bytes * (block - self.first_block)
 
     def verify(self, block: int, data: Buffer) -> None:
-        """Check one block's bytes.
+        """Check one block's bytes as they stand in the file; those that are encrypted become readable.
 
         Raises:
             RecordError: `CHECKSUM`, when they are not the bytes that were stored.
         """
-        if digest(data) != self.checksums[block - self.first_block]:
+        expected = self.checksums[block - self.first_block]
+        if self.seal is None:
+            right = digest(data) == expected
+        else:
+            assert self.keys is not None
+            right = self.keys.open(block, memoryview(data), expected)
+        if not right:
             raise RecordError(BadReason.CHECKSUM, f"block {block} of {self.key.hex()}")
 
 
@@ -121,6 +143,9 @@ def describe(
     payload: memoryview,
     first_block: int = 0,
     tenant: bytes = NO_TENANT,
+    *,
+    keys: ChunkKeys | None = None,
+    into: memoryview | None = None,
 ) -> RecordHeader:
     """Header for a chunk.
 
@@ -131,8 +156,13 @@ def describe(
         payload: uint8 view of `geometry.payload_bytes` bytes, in whole-chunk layout.
         first_block: blocks before this one are not valid and will not be stored.
         tenant: whose it is, 8 bytes.
+        keys: for a chunk that is to be sealed.
+        into: see `ChunkKeys.close`; with `keys`.
     """
     size = geometry.block_bytes
+    numbers = range(first_block, geometry.blocks_per_chunk)
+    blocks = [payload[block * size : (block + 1) * size] for block in numbers]
+    checksums = map(digest, blocks) if keys is None else keys.close(blocks, first_block, into)
     return RecordHeader(
         namespace=namespace,
         key=key,
@@ -140,16 +170,20 @@ def describe(
         first_block=first_block,
         tokens_per_block=geometry.tokens_per_block,
         block_bytes=size,
-        checksums=tuple(
-            digest(payload[block * size : (block + 1) * size])
-            for block in range(first_block, geometry.blocks_per_chunk)
-        ),
+        checksums=tuple(checksums),
         tenant=tenant,
+        seal=None if keys is None else keys.seal,
+        keys=keys,
     )
 
 
-def encode(header: RecordHeader) -> bytes:
-    """The header's bytes, `header.header_bytes` long; the payload follows them in the file."""
+def encode(header: RecordHeader, mark: Callable[[bytearray], bytes] = digest) -> bytes:
+    """The header's bytes, `header.header_bytes` long; the payload follows them in the file.
+
+    Args:
+        header: of the record.
+        mark: makes the header's own checksum; of a sealed record, `FileKeys.mark`.
+    """
     assert len(header.namespace) == FINGERPRINT_BYTES and len(header.key) <= MAX_KEY_BYTES
     assert len(header.tenant) == TENANT_BYTES
     out = bytearray(header.header_bytes)
@@ -157,11 +191,11 @@ def encode(header: RecordHeader) -> bytes:
         out,
         0,
         MAGIC,
-        RECORD_VERSION,
+        RECORD_VERSION if header.seal is None else SEALED_RECORD_VERSION,
         header.header_bytes,
         header.namespace,
         len(header.key),
-        CHECKSUM_ID,
+        CHECKSUM_ID if header.seal is None else header.seal.kind,
         header.blocks,
         header.first_block,
         header.tokens_per_block,
@@ -170,9 +204,9 @@ def encode(header: RecordHeader) -> bytes:
         bytes(DIGEST_BYTES),
         header.key,
     )
-    table = header.table
-    out[CHECKSUMS_AT : CHECKSUMS_AT + len(table)] = table
-    out[_SELF_CHECKSUM] = digest(out)
+    behind = (b"" if header.seal is None else header.seal.pack()) + header.table
+    out[CHECKSUMS_AT : CHECKSUMS_AT + len(behind)] = behind
+    out[_SELF_CHECKSUM] = mark(out)
     return bytes(out)
 
 
@@ -187,21 +221,24 @@ def declared_header_bytes(data: Buffer) -> int:
     magic, version, length = struct.unpack_from("<8sII", data)
     if magic != MAGIC:
         raise RecordError(BadReason.FOREIGN, "magic number is not KVSTRATA")
-    if version != RECORD_VERSION:
+    if version not in (RECORD_VERSION, SEALED_RECORD_VERSION):
         raise RecordError(BadReason.VERSION, f"record version {version}, expected {RECORD_VERSION}")
-    if length % PAGE or not PAGE <= length <= header_bytes(MAX_BLOCKS):
+    if length % PAGE or not PAGE <= length <= header_bytes(MAX_BLOCKS, sealed=True):
         raise RecordError(BadReason.HEADER, f"header length {length} is impossible")
     return int(length)
 
 
-def decode(data: Buffer) -> RecordHeader:
+def decode(data: Buffer, keyring: Keyring | None = None, *, check: bool = True) -> RecordHeader:
     """Decode and check a header.
 
     Args:
         data: at least the whole header; more is ignored.
+        keyring: to open seals, and which of them count; see `Keyring.kind`.
+        check: whether its own checksum must be right; where not, a seal needs no key and nothing that a
+            sealed header says is sure.
 
     Raises:
-        RecordError: `TRUNCATED`, `FOREIGN`, `VERSION`, `HEADER` (checksum or fields impossible).
+        RecordError: `TRUNCATED`, `FOREIGN`, `VERSION`, `SEALED`, `HEADER` (checksum or fields impossible).
     """
     length = declared_header_bytes(data)
     if len(data) < length:
@@ -209,11 +246,9 @@ def decode(data: Buffer) -> RecordHeader:
     raw = bytearray(memoryview(data)[:length])
     stored = bytes(raw[_SELF_CHECKSUM])
     raw[_SELF_CHECKSUM] = bytes(DIGEST_BYTES)
-    if digest(raw) != stored:
-        raise RecordError(BadReason.HEADER, "header checksum does not match")
     (
         _magic,
-        _version,
+        version,
         _length,
         namespace,
         key_length,
@@ -226,15 +261,20 @@ def decode(data: Buffer) -> RecordHeader:
         _self,
         key,
     ) = _FIXED.unpack_from(raw)
+    seal = read_seal(raw, checksum_id, CHECKSUMS_AT) if version == SEALED_RECORD_VERSION else None
+    keys = file_keys(seal, namespace, keyring, "a sealed record") if check else None
+    if check and not (digest(raw) == stored if keys is None else keys.marked(raw, stored)):
+        raise RecordError(BadReason.HEADER, "header checksum does not match")
     count = blocks - first_block
     if (
-        checksum_id != CHECKSUM_ID
+        (seal is None and checksum_id != CHECKSUM_ID)
         or not 0 < count <= MAX_BLOCKS
         or key_length > MAX_KEY_BYTES
-        or header_bytes(count) != length
+        or header_bytes(count, sealed=seal is not None) != length
     ):
         raise RecordError(BadReason.HEADER, "header fields contradict each other")
-    table = raw[_FIXED.size : _FIXED.size + DIGEST_BYTES * count]
+    begin = CHECKSUMS_AT + (SEAL_BYTES if seal else 0)
+    table = raw[begin : begin + DIGEST_BYTES * count]
     return RecordHeader(
         namespace=namespace,
         key=key[:key_length],
@@ -246,6 +286,8 @@ def decode(data: Buffer) -> RecordHeader:
             bytes(table[i : i + DIGEST_BYTES]) for i in range(0, len(table), DIGEST_BYTES)
         ),
         tenant=tenant,
+        seal=seal,
+        keys=None if keys is None else keys.chunk(0, tenant),
     )
 
 

@@ -5,13 +5,22 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 
+from kvstrata.fileio.beneath import check_beneath, check_path
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.fileio.transfer import write_at
 
 TEMPORARY = ".tmp-"
 """How names of files that are being written begin."""
 
 
-def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) -> int:
+def publish(
+    path: str,
+    buffers: Sequence[memoryview],
+    *,
+    fsync: bool = False,
+    sharing: Sharing = Sharing.USER,
+    base: str | None = None,
+) -> int:
     """Write a file under a temporary name in the same directory and rename it into place.
 
     The temporary name holds 64 random bits and the process id and is opened exclusively, so no other
@@ -23,6 +32,9 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
         path: where the file shall appear; its directory is made when it is missing.
         buffers: the content, uint8.
         fsync: see above.
+        sharing: who may use the file, and the directories that are made for it.
+        base: a directory above `path`, below which no directory may be a symbolic link; None where that
+            does not matter. A link at `path` itself is always replaced, never followed.
 
     Returns:
         Bytes written.
@@ -33,7 +45,7 @@ def publish(path: str, buffers: Sequence[memoryview], *, fsync: bool = False) ->
     """
     directory = os.path.dirname(path)
     temporary = _temporary(directory)
-    fd, changed = _create(temporary)
+    fd, changed = _create(temporary, sharing, base)
     try:
         written = _fill(fd, buffers, fsync)
         os.rename(temporary, path)
@@ -52,6 +64,8 @@ def publish_linked(
     *,
     keep: Callable[[str], bool],
     fsync: bool = False,
+    sharing: Sharing = Sharing.USER,
+    base: str | None = None,
 ) -> list[bool | OSError]:
     """Write one file and let it appear under several names, one after the other: hard links.
 
@@ -62,7 +76,7 @@ def publish_linked(
         paths: where the file shall appear, all different, on one file system; directories are made.
         buffers: the content, uint8.
         keep: asked for a path where something stands already: whether that stays.
-        fsync: see `publish`.
+        fsync, sharing, base: see `publish`.
 
     Returns:
         For each path: True where the file stands there now, False where something else was kept, or why
@@ -72,13 +86,15 @@ def publish_linked(
         OSError: as the operating system reports it. Without `fsync` the file stands nowhere then.
     """
     temporary = _temporary(os.path.dirname(paths[0]))
-    fd, changed = _create(temporary)
+    fd, changed = _create(temporary, sharing, base)
     try:
         _fill(fd, buffers, fsync)
         made: list[bool | OSError] = []
         for path in paths:
             try:
-                made.append(_link(temporary, path, keep, changed))
+                if base is not None:
+                    check_path(path, base)
+                made.append(_link(temporary, path, keep, changed, sharing))
             except OSError as error:
                 made.append(error)
     finally:
@@ -105,13 +121,15 @@ def _fill(fd: int, buffers: Sequence[memoryview], fsync: bool) -> int:
     return written
 
 
-def _link(source: str, path: str, keep: Callable[[str], bool], changed: list[str]) -> bool:
+def _link(
+    source: str, path: str, keep: Callable[[str], bool], changed: list[str], sharing: Sharing
+) -> bool:
     """Let a file stand at `path` too; False where what stands there is kept."""
     try:
         try:
             os.link(source, path)
         except FileNotFoundError:
-            changed += _make_directory(os.path.dirname(path))
+            changed += _make_directory(os.path.dirname(path), sharing)
             os.link(source, path)
     except FileExistsError:
         if keep(path):
@@ -127,43 +145,56 @@ def _link(source: str, path: str, keep: Callable[[str], bool], changed: list[str
     return True
 
 
-def _create(path: str) -> tuple[int, list[str]]:
+def _create(path: str, sharing: Sharing, base: str | None) -> tuple[int, list[str]]:
     """Open a new file, making its directory when it is missing.
 
     Returns:
         The descriptor, and the directories that got a new directory.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    changed: list[str] = []
     try:
-        return os.open(path, flags, 0o666), []
+        fd = sharing.make_file(path)
     except FileNotFoundError:
-        changed = _make_directory(os.path.dirname(path))
-    return os.open(path, flags, 0o666), changed
+        if base is not None:
+            check_path(path, base)
+        changed = _make_directory(os.path.dirname(path), sharing)
+        fd = sharing.make_file(path)
+    if base is not None:
+        try:
+            check_beneath(fd, path, base)
+        except OSError:
+            os.close(fd)
+            os.unlink(path)
+            raise
+    return fd, changed
 
 
-def _make_directory(directory: str) -> list[str]:
+def _make_directory(directory: str, sharing: Sharing) -> list[str]:
     """Make a directory that an attempt to use it did not find; returns those that got a new directory.
 
     First the last one alone: in a cache that fills, it is nearly always the only one that is missing.
     """
     changed = [os.path.dirname(directory) or "."]
     try:
-        os.mkdir(directory)
+        sharing.make_directory(directory)
     except FileExistsError:
         pass
     except FileNotFoundError:
-        changed = _missing_from(directory)
-        os.makedirs(directory, exist_ok=True)
+        missing = _missing_from(directory)
+        changed = [os.path.dirname(one) or "." for one in missing]
+        for one in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                sharing.make_directory(one)
     return changed
 
 
 def _missing_from(directory: str) -> list[str]:
-    """The parents of those directories on the way to `directory`, itself included, that are missing."""
-    parents = []
+    """Those directories on the way to `directory`, itself included, that are missing; the last one first."""
+    missing = []
     while directory and not os.path.exists(directory):
+        missing.append(directory)
         directory = os.path.dirname(directory)
-        parents.append(directory or ".")
-    return parents
+    return missing
 
 
 def _sync_directories(directories: Iterable[str]) -> None:

@@ -3,10 +3,14 @@
 import errno
 import logging
 import os
+import stat
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from kvstrata.chunks import segment
+from kvstrata.chunks.checksum import DIGEST_BYTES
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, relative_path
 from kvstrata.chunks.record import (
@@ -17,10 +21,17 @@ from kvstrata.chunks.record import (
     encode,
     header_bytes,
 )
+from kvstrata.chunks.sealing import SealKind
 from kvstrata.errors import RecordError
+from kvstrata.fileio.beneath import TO_READ
 from kvstrata.fileio.publish import publish, publish_linked
+from kvstrata.fileio.sharing import Sharing
+from kvstrata.tiers.attribution import Attribution
 from kvstrata.tiers.records import find_chunk
 from kvstrata.tiers.tier import Failed, Present, Stored, Transfer, WriteOutcome
+
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import FileKeys, Keyring
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +48,17 @@ _WITHOUT_LINKS = frozenset(
 class ChunkFiles:
     """Chunks of one namespace, as files; for several threads at once.
 
+    Attributes:
+        owners: whose the chunks are that are to be written.
+
     Args:
         base: the namespace's directory.
         fingerprint: of the namespace.
         geometries: by group index.
         fsync: whether a stored chunk must survive a power failure.
         segment_bytes: see `SEGMENT_BYTES`; 0 for a file for each chunk.
+        keyring: seals the files; None for none.
+        sharing: who may use them.
     """
 
     def __init__(
@@ -53,12 +69,19 @@ class ChunkFiles:
         *,
         fsync: bool,
         segment_bytes: int,
+        keyring: "Keyring | None" = None,
+        sharing: Sharing = Sharing.USER,
     ) -> None:
+        self.owners = Attribution()
         self._base = base
         self._fingerprint = fingerprint
         self._geometries = geometries
         self._fsync = fsync
         self._segment_bytes = segment_bytes
+        self._keyring = keyring
+        self._sharing = sharing
+        self._root = os.path.dirname(base)
+        self._rooms = threading.local()
 
     def path(self, key: ChunkKey) -> str:
         """Where the chunk is."""
@@ -110,20 +133,25 @@ class ChunkFiles:
 
     def _write_one(self, key: ChunkKey, payload: memoryview, first_block: int) -> WriteOutcome:
         geometry = self._geometries[group_of(key)]
-        header = describe(self._fingerprint, key, geometry, payload, first_block)
-        body = _body(header, payload)
+        file = self._new_keys()
+        ((header, body),) = self._described([(key, payload, first_block)], geometry, file)
+        encoded = encode(header) if file is None else encode(header, file.mark)
         try:
-            publish(self.path(key), [memoryview(encode(header)), body], fsync=self._fsync)
+            publish(
+                self.path(key),
+                [memoryview(encoded), body],
+                fsync=self._fsync,
+                sharing=self._sharing,
+                base=self._root,
+            )
         except OSError as error:
             return self._failed(key, error)
         return Stored(len(body))
 
     def _write_together(self, chunks: Sequence[Transfer]) -> list[WriteOutcome]:
         geometry = self._geometries[group_of(chunks[0][0])]
-        headers = [
-            describe(self._fingerprint, key, geometry, payload, first_block)
-            for key, payload, first_block in chunks
-        ]
+        file = self._new_keys()
+        described = self._described(chunks, geometry, file)
         paths = [self.path(key) for key, _, _ in chunks]
         wanted = dict(zip(paths, chunks, strict=True))
 
@@ -132,13 +160,57 @@ class ChunkFiles:
             return self._stands(key, first_block)
 
         try:
-            made = publish_linked(paths, _content(headers, chunks), keep=keep, fsync=self._fsync)
+            made = publish_linked(
+                paths,
+                _content(described, file),
+                keep=keep,
+                fsync=self._fsync,
+                sharing=self._sharing,
+                base=self._root,
+            )
         except OSError as error:
             return [self._failed(key, error) for key, _, _ in chunks]
         return [
             self._outcome(one, chunk, header)
-            for one, chunk, header in zip(made, chunks, headers, strict=True)
+            for one, chunk, (header, _) in zip(made, chunks, described, strict=True)
         ]
+
+    def _new_keys(self) -> "FileKeys | None":
+        return None if self._keyring is None else self._keyring.new(self._fingerprint)
+
+    def _described(
+        self, chunks: Sequence[Transfer], geometry: GroupGeometry, file: "FileKeys | None"
+    ) -> list[tuple[RecordHeader, memoryview]]:
+        """For each chunk of a file, its header and the bytes that are stored of it.
+
+        What is encrypted is a thread's own memory, and good until it writes the next file.
+        """
+        if file is None:
+            return [
+                (header, _body(header, payload))
+                for key, payload, first in chunks
+                for tenant in [self.owners.of(key)]
+                for header in [describe(self._fingerprint, key, geometry, payload, first, tenant)]
+            ]
+        encrypts = file.seal.kind is SealKind.ENCRYPTED
+        room = self._room(len(chunks) * geometry.payload_bytes + DIGEST_BYTES if encrypts else 0)
+        described = []
+        for number, (key, payload, first) in enumerate(chunks):
+            tenant = self.owners.of(key)
+            keys = file.chunk(number, tenant)
+            header = describe(
+                self._fingerprint, key, geometry, payload, first, tenant, keys=keys, into=room
+            )
+            body = room[: header.payload_bytes] if encrypts else _body(header, payload)
+            described.append((header, body))
+            room = room[header.payload_bytes :] if encrypts else room
+        return described
+
+    def _room(self, nbytes: int) -> memoryview:
+        room: bytearray = getattr(self._rooms, "room", bytearray())
+        if len(room) < nbytes:
+            room = self._rooms.room = bytearray(nbytes)
+        return memoryview(room)
 
     def _outcome(self, made: bool | OSError, chunk: Transfer, header: RecordHeader) -> WriteOutcome:
         if made is True:
@@ -165,13 +237,21 @@ class ChunkFiles:
         """
         geometry = self._geometries[group_of(key)]
         try:
-            fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path(key), TO_READ)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return False  # a link is replaced
+            raise
         try:
-            header, start = find_chunk(fd, key, header_bytes(geometry.blocks_per_chunk))
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return False
+            expected = header_bytes(geometry.blocks_per_chunk, sealed=self._keyring is not None)
+            header, start = find_chunk(fd, key, expected, self._keyring)
             check_identity(header, self._fingerprint, key, geometry)
-            whole = os.fstat(fd).st_size >= start + header.payload_bytes
+            whole = status.st_size >= start + header.payload_bytes
             return whole and header.first_block <= first_block
         except RecordError:
             return False  # whatever it is, a good one may take its place
@@ -188,15 +268,23 @@ def _body(header: RecordHeader, payload: memoryview) -> memoryview:
     return payload[header.first_block * header.block_bytes : header.blocks * header.block_bytes]
 
 
-def _content(headers: Sequence[RecordHeader], chunks: Sequence[Transfer]) -> list[memoryview]:
+def _content(
+    described: Sequence[tuple[RecordHeader, memoryview]], file: "FileKeys | None"
+) -> list[memoryview]:
     """All of a segment's bytes."""
+    headers = [header for header, _ in described]
     offsets = segment.lay_out(headers)
-    buffers = [memoryview(segment.encode(headers, offsets))]
-    end = len(buffers[0])
+    table = (
+        segment.encode(headers, offsets)
+        if file is None
+        else segment.encode(headers, offsets, file.mark)
+    )
+    buffers = [memoryview(table)]
+    end = len(table)
     zeros = memoryview(bytes(PAGE))
-    for header, offset, (_, payload, _) in zip(headers, offsets, chunks, strict=True):
+    for (header, body), offset in zip(described, offsets, strict=True):
         if offset > end:
             buffers.append(zeros[: offset - end])
-        buffers.append(_body(header, payload))
+        buffers.append(body)
         end = offset + header.payload_bytes
     return buffers

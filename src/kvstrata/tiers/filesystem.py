@@ -14,13 +14,16 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
+from kvstrata.fileio.beneath import TO_READ, check_beneath, check_path, read_small
 from kvstrata.fileio.direct import Direct, DirectPolicy
 from kvstrata.fileio.publish import publish
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.chunk_files import SEGMENT_BYTES, ChunkFiles
 from kvstrata.tiers.place import PLACE_FILE, find_place
 from kvstrata.tiers.records import OpenFile, RecordReader
@@ -36,8 +39,13 @@ from kvstrata.tiers.tier import (
     WriteOutcome,
 )
 
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import Keyring
+
 logger = logging.getLogger(__name__)
 
+DESCRIPTION_BYTES = 16 << 20
+"""A `namespace.json` that is longer is none."""
 TOUCH_SECONDS = 3600
 """A file's recency is renewed at most this often."""
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
@@ -61,6 +69,10 @@ class FilesystemTier(Tier):
         segment: payload bytes of small chunks of one group that are written together are one file, up to
             so many; 0 for a file for each chunk.
         direct: when files are read past the page cache.
+        keyring: seals what is written, and nothing else is read; the namespace must tell sealed chunks from
+            others. None for none.
+        sharing: who may use the files.
+        world_writable: whether everybody may be able to write the root.
     """
 
     name = "filesystem"
@@ -76,18 +88,30 @@ class FilesystemTier(Tier):
         touch: bool = True,
         segment: int = SEGMENT_BYTES,
         direct: Direct = Direct.NEVER,
+        keyring: "Keyring | None" = None,
+        sharing: Sharing = Sharing.USER,
+        world_writable: bool = False,
     ) -> None:
         self.root = root
         self.directory = root / namespace.directory_name
         self.read_only = read_only
         self._base = str(self.directory)
         self._namespace = namespace
+        self._root = str(root)
+        self._sharing = sharing
+        self._world_writable = world_writable
         self._files = ChunkFiles(
-            self._base, namespace.fingerprint, dict(geometries), fsync=fsync, segment_bytes=segment
+            self._base,
+            namespace.fingerprint,
+            dict(geometries),
+            fsync=fsync,
+            segment_bytes=segment,
+            keyring=keyring,
+            sharing=sharing,
         )
         policy = DirectPolicy(direct)
         self._readers = {
-            group: RecordReader(namespace.fingerprint, geometry, policy)
+            group: RecordReader(namespace.fingerprint, geometry, policy, keyring)
             for group, geometry in geometries.items()
         }
         self._fsync = fsync
@@ -99,9 +123,11 @@ class FilesystemTier(Tier):
         A full file system does not turn it read-only, since it may get room again.
 
         Raises:
-            ConfigError: the root cannot be made or read, or describes another engine; says the remedy.
+            ConfigError: the root cannot be made or read, everybody may write it, or it describes another
+                engine; says the remedy.
         """
         refusal = None
+        self._refuse_strangers()
         if not self.read_only:
             try:
                 self._describe()
@@ -119,7 +145,7 @@ class FilesystemTier(Tier):
 
     def introduce(self) -> None:
         """Find out what others call this place, so that events can name it; after `prepare`."""
-        place, own = find_place(self.root, read_only=self.read_only)
+        place, own = find_place(self.root, read_only=self.read_only, sharing=self._sharing)
         self.owner = f"{self._namespace.directory_name}@{place}"
         if not own:
             logger.warning(
@@ -161,10 +187,16 @@ class FilesystemTier(Tier):
                 self._describe()  # if somebody removed the directory under us, a write made it anew
         return outcomes
 
+    def attribute(self, marks: Mapping[ChunkKey, bytes]) -> None:
+        """See `Tier.attribute`."""
+        self._files.owners.set(marks)
+
     def remove(self, key: ChunkKey) -> bool:
         """See `Tier.remove`."""
+        path = self._files.path(key)
         try:
-            os.unlink(f"{self._base}/{relative_path(key)}")
+            check_path(path, self._root)
+            os.unlink(path)
         except OSError:
             return False
         return True
@@ -193,7 +225,7 @@ class FilesystemTier(Tier):
         """
         path = self._files.path(wanted[index][0])
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, TO_READ)
         except OSError as error:
             return {index: _read_error(error)}
         try:
@@ -236,7 +268,7 @@ class FilesystemTier(Tier):
         except OSError as error:
             return {index: _read_error(error), **others}
         if own is not None or others:
-            self._renew(fd, status)
+            self._renew(fd, path, status)
         return {index: Missing() if own is None else Loaded(own), **others}
 
     def _together(
@@ -263,30 +295,51 @@ class FilesystemTier(Tier):
         if self.read_only:
             return
         with contextlib.suppress(OSError):
+            check_path(path, self._root)
             if _is(path, status):
                 os.unlink(path)
 
-    def _renew(self, fd: int, status: os.stat_result) -> None:
+    def _renew(self, fd: int, path: str, status: os.stat_result) -> None:
         if self._touch and not self.read_only and time.time() - status.st_mtime > TOUCH_SECONDS:
             with contextlib.suppress(OSError):
+                check_beneath(fd, path, self._root)
                 os.utime(fd)
+
+    def _refuse_strangers(self) -> None:
+        with contextlib.suppress(OSError):  # what cannot be looked at is told of by who uses it
+            if not self._world_writable and os.stat(self.root).st_mode & stat.S_IWOTH:
+                raise ConfigError(
+                    f"the option 'path' cannot be used: everybody may write in {self.root}, and so put "
+                    f"there what the model then reads as its own past; give a directory below it, which is "
+                    f"made for this user alone (such as {self.root / 'kvstrata'}), take the right away "
+                    f"(chmod o-w {self.root}), or accept it (option 'world_writable')"
+                )
 
     def _describe(self) -> None:
         path = f"{self._base}/{NAMESPACE_FILE}"
         if not os.path.exists(path):
-            publish(path, [memoryview(self._namespace.to_json().encode())], fsync=self._fsync)
+            self._publish_description(path)
+
+    def _publish_description(self, path: str) -> None:
+        publish(
+            path,
+            [memoryview(self._namespace.to_json().encode())],
+            fsync=self._fsync,
+            sharing=self._sharing,
+            base=self._root,
+        )
 
     def _check_description(self) -> None:
         path = self.directory / NAMESPACE_FILE
         ours = self._namespace.to_json()
         try:
-            found = json.loads(path.read_bytes())["covers"]
+            found = json.loads(read_small(str(path), DESCRIPTION_BYTES))["covers"]
         except OSError:
             return  # only people need it, and there may be nothing stored here yet
         except (ValueError, TypeError, LookupError):
             if not self.read_only:  # damaged, as after a power failure
                 with contextlib.suppress(OSError):
-                    publish(str(path), [memoryview(ours.encode())], fsync=self._fsync)
+                    self._publish_description(str(path))
             return
         # The model's name is not compared: one model may be served under two names.
         if found != json.loads(ours)["covers"]:
@@ -299,7 +352,7 @@ class FilesystemTier(Tier):
 def _is(path: str, status: os.stat_result) -> bool:
     """Whether a file is the one that has this status."""
     try:
-        now = os.stat(path)
+        now = os.lstat(path)
     except OSError:
         return False
     return (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev)
@@ -307,7 +360,7 @@ def _is(path: str, status: os.stat_result) -> bool:
 
 def _may_exist(path: str) -> bool:
     try:
-        os.stat(path)
+        os.lstat(path)
     except OSError as error:
         return error.errno not in _ABSENT
     return True
@@ -342,5 +395,7 @@ def _unusable(directory: Path, error: OSError) -> ConfigError:
 def _read_error(error: OSError) -> ReadOutcome:
     if error.errno in _ABSENT:
         return Missing()
+    if error.errno == errno.ELOOP:
+        return Bad(BadReason.FOREIGN, f"{error}: links are not followed")
     reason = BadReason.PERMISSION if error.errno in _DENIED else BadReason.IO
     return Bad(reason, str(error))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from kvstrata.chunks import segment
 from kvstrata.chunks.checksum import DIGEST_BYTES, Buffer, digest, digest_in_parts
@@ -16,12 +17,16 @@ from kvstrata.chunks.record import (
     check_identity,
     declared_header_bytes,
     decode,
+    header_bytes,
 )
 from kvstrata.chunks.segment import Segment
 from kvstrata.errors import BadReason, RecordError
 from kvstrata.fileio.direct import DirectPolicy, Reading
 from kvstrata.fileio.transfer import read_at
 from kvstrata.tiers.tier import Transfer
+
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import ChunkKeys, Keyring
 
 Brought = int | None | RecordError | OSError
 """Bytes of the blocks that were asked for, all in their places; None where the file lacks some of them (the
@@ -43,12 +48,25 @@ class RecordReader:
         namespace: fingerprint, 16 bytes.
         geometry: of the group.
         policy: whether files are read past the page cache.
+        keyring: of an engine that seals: what has no seal is nothing to it.
     """
 
-    def __init__(self, namespace: bytes, geometry: GroupGeometry, policy: DirectPolicy) -> None:
+    def __init__(
+        self,
+        namespace: bytes,
+        geometry: GroupGeometry,
+        policy: DirectPolicy,
+        keyring: "Keyring | None" = None,
+    ) -> None:
         self.namespace = namespace
         self.geometry = geometry
+        self.keyring = keyring
         self.expected = ExpectedHeader(namespace, geometry)
+        self.header_bytes = (
+            self.expected.header_bytes
+            if keyring is None
+            else header_bytes(geometry.blocks_per_chunk, sealed=True)
+        )
         self._policy = policy
 
     @contextmanager
@@ -64,9 +82,11 @@ class RecordReader:
             OSError: as the operating system reports it.
         """
         with Reading(fd, self._policy, nbytes) as source:
-            head = bytearray(self.expected.header_bytes)
+            head = bytearray(self.header_bytes)
             count = source.header(memoryview(head), 0)
-            table = _table(fd, memoryview(head)[:count]) if segment.is_segment(head) else None
+            table = None
+            if segment.is_segment(head):
+                table = _table(fd, memoryview(head)[:count], self.keyring)
             yield OpenFile(fd, source, self, head if count == len(head) else None, table)
 
 
@@ -115,11 +135,11 @@ class OpenFile:
             RecordError: it cannot be used.
             OSError: as the operating system reports it.
         """
-        start, table, payload = self._place(key)
+        start, table, payload, keys = self._place(key)
         if start > first_block:
             return None
         run = _Run(self._source, into, payload - start * self._size)
-        self._verify(run, key, table[(first_block - start) * DIGEST_BYTES :], first_block)
+        self._verify(run, key, table[(first_block - start) * DIGEST_BYTES :], first_block, keys)
         return self._end - first_block * self._size
 
     def read_together(self, wanted: Sequence[Transfer]) -> list[Brought]:
@@ -138,7 +158,7 @@ class OpenFile:
             except RecordError as error:
                 brought[index] = error
                 continue
-            start, offset, checksums_at, _ = table.entries[key]
+            start, offset, checksums_at, *_ = table.entries[key]
             if start <= first_block:
                 offset += (first_block - start) * size
                 checksums_at += (first_block - start) * DIGEST_BYTES
@@ -150,26 +170,30 @@ class OpenFile:
             for _, part, index, checksums_at in step:
                 key, into, first_block = wanted[index]
                 if whole:
-                    wrong = self._check(key, part, table.data[checksums_at:], first_block)
+                    tags = table.data[checksums_at:]
+                    wrong = self._check(key, part, tags, first_block, table.keys_of(key))
                     brought[index] = wrong or len(part)
                 else:  # each alone, to tell which of them are good
                     brought[index] = self._alone(key, into, first_block)
         return brought
 
-    def _place(self, key: ChunkKey) -> tuple[int, memoryview, int]:
-        """First stored block, its checksum and the following ones, and where it stands in the file."""
+    def _place(self, key: ChunkKey) -> tuple[int, memoryview, int, "ChunkKeys | None"]:
+        """First stored block, its checksum and the following ones, where it stands in the file, and what
+        opens it."""
         reader = self._reader
         if self.table is not None:
             self.table.check(reader.namespace, key, reader.geometry)
             entry = self.table.entries[key]
-            return entry.first_block, self.table.checksums(key, entry.first_block), entry.offset
+            tags = self.table.checksums(key, entry.first_block)
+            return entry.first_block, tags, entry.offset, self.table.keys_of(key)
         head = self._head
-        start = reader.expected.first_block(head, key) if head is not None else None
-        if head is not None and start is not None:
-            return start, memoryview(head)[CHECKSUMS_AT:], len(head)
-        header = _read_header(self._fd, reader.expected.header_bytes)
+        if head is not None and reader.keyring is None:
+            start = reader.expected.first_block(head, key)
+            if start is not None:
+                return start, memoryview(head)[CHECKSUMS_AT:], len(head), None
+        header = _read_header(self._fd, reader.header_bytes, reader.keyring, head)
         check_identity(header, reader.namespace, key, reader.geometry)
-        return header.first_block, memoryview(header.table), header.header_bytes
+        return header.first_block, memoryview(header.table), header.header_bytes, header.keys
 
     def _alone(self, key: ChunkKey, into: memoryview, first_block: int) -> Brought:
         try:
@@ -177,7 +201,14 @@ class OpenFile:
         except (RecordError, OSError) as error:
             return error
 
-    def _verify(self, run: "_Run", key: ChunkKey, table: memoryview, first_block: int) -> None:
+    def _verify(
+        self,
+        run: "_Run",
+        key: ChunkKey,
+        table: memoryview,
+        first_block: int,
+        keys: "ChunkKeys | None",
+    ) -> None:
         """Fill and check blocks; `table` begins with the checksum of `first_block`."""
         size, most = self._size, self._source.step_bytes
         step = max(1, most // max(size, 1)) * size
@@ -185,8 +216,8 @@ class OpenFile:
             high = min(low + step, self._end)
             block = low // size
             at = (block - first_block) * DIGEST_BYTES
-            if size <= most:
-                wrong = self._check(key, run.fill(low, high), table[at:], block)
+            if size <= most or keys is not None:
+                wrong = self._check(key, run.fill(low, high), table[at:], block, keys)
             else:
                 whole = run.digest(low, high, most) == table[at : at + DIGEST_BYTES]
                 wrong = None if whole else _differs(key, block)
@@ -194,10 +225,22 @@ class OpenFile:
                 raise wrong
 
     def _check(
-        self, key: ChunkKey, data: memoryview, table: Buffer, first_block: int
+        self,
+        key: ChunkKey,
+        data: memoryview,
+        table: Buffer,
+        first_block: int,
+        keys: "ChunkKeys | None",
     ) -> RecordError | None:
-        """What is wrong with blocks from `first_block` on, as their checksums say."""
+        """What is wrong with blocks from `first_block` on, as their checksums say; they are readable then."""
         size = self._size
+        if keys is not None:
+            for number in range(len(data) // size if size else 0):
+                tag = table[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+                part = data[number * size : (number + 1) * size]
+                if not keys.open(first_block + number, part, tag):
+                    return _differs(key, first_block + number)
+            return None
         if len(data) == size:
             return None if digest(data) == table[:DIGEST_BYTES] else _differs(key, first_block)
         for number in range(len(data) // size if size else 0):
@@ -273,13 +316,21 @@ class _Run:
         return running.digest()
 
 
-def find_chunk(fd: int, key: ChunkKey, expected_bytes: int = PAGE) -> tuple[RecordHeader, int]:
+def find_chunk(
+    fd: int,
+    key: ChunkKey,
+    expected_bytes: int = PAGE,
+    keyring: "Keyring | None" = None,
+    *,
+    check: bool = True,
+) -> tuple[RecordHeader, int]:
     """What an open file, a record or a segment, says of a chunk.
 
     Args:
         fd: of the file.
         key: of the chunk; a record may say another, which is for the caller to compare.
         expected_bytes: how long a record's header probably is.
+        keyring, check: see `kvstrata.chunks.record.decode`.
 
     Returns:
         The header of the chunk's record, or what it would be; where in the file its first block stands.
@@ -292,24 +343,26 @@ def find_chunk(fd: int, key: ChunkKey, expected_bytes: int = PAGE) -> tuple[Reco
     head = memoryview(bytearray(expected_bytes))
     head = head[: read_at(fd, [head], 0)]
     if segment.is_segment(head):
-        table = _table(fd, head)
+        table = _table(fd, head, keyring, check=check)
         header = table.header(key)
         return header, table.entries[key].offset
-    header = _read_header(fd, expected_bytes)
+    header = _read_header(fd, expected_bytes, keyring, check=check)
     return header, header.header_bytes
 
 
 def tenant_of(fd: int, key: ChunkKey) -> bytes:
-    """Whose a chunk is that an open file, a record or a segment, holds: 8 bytes, zeros where nobody's.
+    """Whose a chunk is, as the file says that holds it: 8 bytes, zeros where nobody's.
+
+    The file's word is taken for it: it is not checked against damage, and no key is needed.
 
     Raises:
         RecordError, OSError: see `find_chunk`.
     """
-    return find_chunk(fd, key)[0].tenant
+    return find_chunk(fd, key, check=False)[0].tenant
 
 
 def chunks_in(fd: int) -> list[ChunkKey]:
-    """Keys of the chunks that an open segment was made of; none of anything else.
+    """Keys of the chunks that an open segment says it was made of; none of anything else. Unchecked.
 
     Raises:
         RecordError: see `kvstrata.chunks.segment.decode`.
@@ -317,21 +370,30 @@ def chunks_in(fd: int) -> list[ChunkKey]:
     """
     head = memoryview(bytearray(PAGE))
     head = head[: read_at(fd, [head], 0)]
-    return list(_table(fd, head).entries) if segment.is_segment(head) else []
+    return list(_table(fd, head, None, check=False).entries) if segment.is_segment(head) else []
 
 
-def _table(fd: int, head: memoryview) -> Segment:
+def _table(fd: int, head: memoryview, keyring: "Keyring | None", *, check: bool = True) -> Segment:
     """The table of an open segment that begins with `head`."""
     if len(head) >= PAGE and len(head) < (length := segment.declared_table_bytes(head)):
         head = memoryview(bytearray(length))
         head = head[: read_at(fd, [head], 0)]
-    return segment.decode(head)
+    return segment.decode(head, keyring, check=check)
 
 
-def _read_header(fd: int, expected_bytes: int) -> RecordHeader:
-    data = memoryview(bytearray(expected_bytes))
-    data = data[: read_at(fd, [data], 0)]
+def _read_header(
+    fd: int,
+    expected_bytes: int,
+    keyring: "Keyring | None",
+    head: bytearray | None = None,
+    *,
+    check: bool = True,
+) -> RecordHeader:
+    """The header of an open record, which begins with `head` where that is known."""
+    data = memoryview(bytearray(expected_bytes) if head is None else head)
+    if head is None:
+        data = data[: read_at(fd, [data], 0)]
     if len(data) < (length := declared_header_bytes(data)):
         data = memoryview(bytearray(length))
         data = data[: read_at(fd, [data], 0)]
-    return decode(data)
+    return decode(data, keyring, check=check)

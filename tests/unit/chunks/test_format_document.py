@@ -11,8 +11,8 @@ import xxhash
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import make_key, relative_path
 from kvstrata.chunks.namespace import Namespace
-from kvstrata.chunks.record import MAX_BLOCKS, RECORD_VERSION
-from kvstrata.chunks.segment import MAX_CHUNKS, SEGMENT_VERSION
+from kvstrata.chunks.record import MAX_BLOCKS, RECORD_VERSION, SEALED_RECORD_VERSION
+from kvstrata.chunks.segment import MAX_CHUNKS, SEALED_SEGMENT_VERSION, SEGMENT_VERSION
 from kvstrata.errors import CONTENT_REASONS, BadReason
 from kvstrata.tiers.filesystem import TOUCH_SECONDS, FilesystemTier
 from kvstrata.tiers.tier import Stored
@@ -151,10 +151,15 @@ def test_a_reader_written_from_the_document_reads_segments(
 def test_numbers_and_reasons_are_the_codes_own() -> None:
     assert f"record version: {RECORD_VERSION}" in DOCUMENT
     assert f"record version: {SEGMENT_VERSION}" in DOCUMENT
+    assert f"| version | {SEALED_RECORD_VERSION} | {SEALED_SEGMENT_VERSION} |" in DOCUMENT
     assert f"at most {MAX_CHUNKS} |" in DOCUMENT
     assert f"{MAX_BLOCKS:,}".replace(",", " ") in DOCUMENT
     assert TOUCH_SECONDS == 3600 and "more than an hour old" in DOCUMENT
     italic = set(re.findall(r"(?<!\*)\*([a-z]+)\*(?!\*)", DOCUMENT))
     from_the_system = {BadReason.PERMISSION, BadReason.IO, BadReason.SET_ASIDE}
     assert italic == {reason.value for reason in set(BadReason) - from_the_system}
-    assert {reason.value for reason in CONTENT_REASONS} == italic - {"version", "namespace"}
+    assert {reason.value for reason in CONTENT_REASONS} == italic - {
+        "version",
+        "namespace",
+        "sealed",
+    }

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstrata.fileio.publish import TEMPORARY, publish
+from kvstrata.fileio.publish import TEMPORARY, publish, publish_linked
+from kvstrata.fileio.sharing import Sharing
 
 OLD = b"what was there before"
 NEW = [memoryview(b"header "), memoryview(b"payload")]
@@ -100,13 +101,60 @@ def test_somebody_elses_temporary_file_is_not_touched(
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_the_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
+@pytest.mark.parametrize(
+    ("sharing", "file", "directory"),
+    [(Sharing.USER, 0o600, 0o700), (Sharing.GROUP, 0o660, 0o2770)],
+)
+def test_modes_do_not_follow_the_umask(
+    tmp_path: Path, umask: int, sharing: Sharing, file: int, directory: int
+) -> None:
     before = os.umask(umask)
     try:
-        publish(str(tmp_path / "file"), NEW)
+        publish(str(tmp_path / "a" / "b" / "one"), NEW, sharing=sharing)
+        publish(str(tmp_path / "a" / "two"), NEW, sharing=sharing)
+        paths = [str(tmp_path / "a" / "three"), str(tmp_path / "a" / "c" / "four")]
+        assert publish_linked(paths, NEW, keep=lambda _: False, sharing=sharing) == [True, True]
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(modes) == 7
+    assert all(mode == (directory if path.is_dir() else file) for path, mode in modes.items())
+
+
+def test_no_link_is_followed_below_the_base(tmp_path: Path) -> None:
+    base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (base / "ns").mkdir(parents=True)
+    (base / "ns" / "aa").symlink_to(elsewhere)
+    for path in (base / "ns" / "aa" / "file", base / "ns" / "aa" / "bb" / "file"):
+        with pytest.raises(OSError, match=r"symbolic link|lies elsewhere") as caught:
+            publish(str(path), NEW, base=str(base))
+        assert caught.value.errno == errno.ELOOP
+    good = str(base / "ns" / "bb" / "file")
+    linked = [good, str(base / "ns" / "aa" / "file")]
+    made = publish_linked(linked, NEW, keep=lambda _: False, base=str(base))
+    assert made[0] is True and isinstance(made[1], OSError) and made[1].errno == errno.ELOOP
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_base_itself_may_be_reached_by_links_and_moved(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "way").symlink_to("real")
+    path, base = str(tmp_path / "way" / "ns" / "file"), str(tmp_path / "way")
+    publish(path, NEW, base=base)
+    (tmp_path / "real").rename(tmp_path / "other")
+    (tmp_path / "way").unlink()
+    (tmp_path / "way").symlink_to("other")
+    publish(path, [memoryview(OLD)], base=base)
+    assert (tmp_path / "other" / "ns" / "file").read_bytes() == OLD
+
+
+def test_a_link_in_the_files_place_is_replaced(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(OLD)
+    (tmp_path / "file").symlink_to(other)
+    publish(str(tmp_path / "file"), NEW, base=str(tmp_path))
+    assert other.read_bytes() == OLD and not (tmp_path / "file").is_symlink()
 
 
 def _fail(number: int) -> Callable[..., int]:

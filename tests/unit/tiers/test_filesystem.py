@@ -172,7 +172,7 @@ def test_what_cannot_be_looked_at_is_no_miss(
     def stat(*_: object, **__: object) -> os.stat_result:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("kvstrata.tiers.filesystem.os.stat", stat)
+    monkeypatch.setattr("kvstrata.tiers.filesystem.os.lstat", stat)
     absent = number in (errno.ENOENT, errno.ESTALE)
     assert tier.probe([KEY]) == [not absent]
 

@@ -71,7 +71,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small file system")
     place = tmp_path / "small"
     place.mkdir()
-    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place))
+    mount("-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(place))
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True, timeout=30)
 
@@ -156,9 +156,16 @@ def place() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
+def readable(root: Path) -> None:
+    """Let everybody read a root, as an operator may; what is made there is for its user alone."""
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def test_somebody_elses_directory_is_read_from(place: Path) -> None:
     owner = open_tier(place / "kv")
     owner.write(key_of(0), payload_of(key_of(0)))
+    readable(place / "kv")
 
     def check() -> None:
         tier = open_tier(place / "kv")
@@ -171,7 +178,6 @@ def test_somebody_elses_directory_is_read_from(place: Path) -> None:
 
 def test_a_directory_that_may_not_be_entered(place: Path) -> None:
     open_tier(place / "kv")
-    (place / "kv").chmod(0o700)
 
     def check() -> None:
         with pytest.raises(ConfigError, match=r"kv: Permission denied \(EACCES\); give"):
@@ -182,6 +188,7 @@ def test_a_directory_that_may_not_be_entered(place: Path) -> None:
 
 def test_a_namespace_that_may_not_be_entered(place: Path) -> None:
     tier = open_tier(place / "kv")
+    readable(place / "kv")
     tier.directory.chmod(0o700)
 
     def check() -> None:
@@ -203,6 +210,7 @@ def test_a_chunk_that_may_not_be_read_stays(place: Path) -> None:
     owner = open_tier(place / "kv")
     owner.write(key_of(0), payload_of(key_of(0)))
     (path,) = (file.path for file in iter_records(owner.directory))
+    readable(place / "kv")
     path.chmod(0)
 
     def check() -> None:
