@@ -9,6 +9,7 @@ from kvstrata import __version__
 from kvstrata.cli import console
 from kvstrata.cli.clearing import clear
 from kvstrata.cli.doctor import doctor
+from kvstrata.cli.evicting import evict_down
 from kvstrata.cli.fleet import fleet
 from kvstrata.cli.inspection import inspect
 from kvstrata.cli.options import options
@@ -63,6 +64,7 @@ app.command()(inspect)
 app.command()(usage)
 app.command()(verify)
 app.command()(clear)
+app.command("evict")(evict_down)
 app.command()(options)
 app.command()(route)
 app.command()(top)
