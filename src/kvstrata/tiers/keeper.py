@@ -5,11 +5,13 @@ in a small file of the root, for the others. A look costs some hundred directori
 Two at once, where a file system has no locks, remove a little too much and do no other harm.
 """
 
+import contextlib
 import logging
+import math
 import os
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +20,32 @@ import msgspec
 from kvstrata.chunks.key import ChunkKey, parse_file_name
 from kvstrata.clock import Clock
 from kvstrata.fileio.lease import lease
-from kvstrata.tiers.ring import Directories, sample, walk
-from kvstrata.tiers.shares import RING, Bound, Eviction, evict, room
+from kvstrata.tiers.recency import Recency
+from kvstrata.tiers.ring import Contents, Directories, sample, stretch, walk
+from kvstrata.tiers.shares import (
+    PATROL,
+    Bound,
+    Eviction,
+    Part,
+    age_that_goes,
+    evict,
+    patrol_length,
+    room,
+)
+from kvstrata.tiers.spaces import (
+    STAMP_SECONDS,
+    Space,
+    claims_of,
+    find_spaces,
+    remove_shell,
+    stamp,
+)
 from kvstrata.tiers.sweep import (
     LEASE_FILE,
     ORPHANED,
+    Swept,
     Usage,
-    namespaces_of,
+    file_system_time,
     read_usage,
     sweep,
     write_usage,
@@ -44,9 +65,21 @@ WORK_SECONDS = 0.005
 """An eviction rests as long as it worked, each time that it worked so long, unless the bound is exceeded."""
 
 
+LEAST_PATROL_SECONDS = 1.0
+FUTURE = 3600.0
+"""Files whose time is further in the future count as the oldest, seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What one look led to: what is known since, what was removed, and whether there is more to remove."""
+    """What one look led to.
+
+    Attributes:
+        usage: what is known since.
+        removed: paths of files.
+        nbytes: that went with them.
+        more: whether there is more to remove at once.
+    """
 
     usage: Usage
     removed: Sequence[str] = ()
@@ -59,11 +92,14 @@ class Keeper:
 
     Args:
         root: of the storage tier.
-        bound: of all its namespaces together.
+        bound: of all its namespaces together; may be none, where only what is past its time goes.
         clock: for the pace.
         told: called by the keeper's thread after each look, with what it led to.
         chunk: bytes of the largest chunk that is written.
         chance: chooses samples.
+        own: directory of the engine's namespace, which is said to be in use as long as it runs.
+        unused_after: seconds after which a namespace that nobody uses goes first; 0 for never.
+        recency: told of the file system's time, and of the age at which files go.
     """
 
     def __init__(
@@ -74,6 +110,10 @@ class Keeper:
         told: Callable[[Done], None],
         chunk: int = 0,
         chance: random.Random | None = None,
+        *,
+        own: Path | None = None,
+        unused_after: float = 0.0,
+        recency: Recency | None = None,
     ) -> None:
         self._root = root
         self._bound = bound
@@ -81,6 +121,11 @@ class Keeper:
         self._told = told
         self._chunk = chunk
         self._chance = chance or random.Random()
+        self._own = own
+        self._stamped = clock.now()
+        self._unused_after = unused_after
+        self._recency = recency
+        self._pause = REST_SECONDS
         self._guard = threading.Lock()
         self._room = 0.0
         self._written = 0
@@ -125,11 +170,12 @@ class Keeper:
             done = self._tend(known) if got else Done(known)
         if not got and known.round == self._round:
             return None
+        bound = done.usage.bound if got else self._bytes_of(known.used)
         with self._guard:
             self._round = done.usage.round
             # What was written while it was looked is in no estimate for certain.
             self._written -= before if got else self._written
-            self._room = room(done.usage.used, done.usage.bound)
+            self._room = room(done.usage.used, bound) if self._bound else math.inf
         return done
 
     def _run(self) -> None:
@@ -142,6 +188,10 @@ class Keeper:
 
     def _turn(self) -> float:
         """One look by the thread; returns the seconds to rest."""
+        if self._own is not None and self._clock.now() - self._stamped > STAMP_SECONDS:
+            self._stamped = self._clock.now()
+            with contextlib.suppress(OSError):
+                stamp(self._own)
         try:
             done = self.look()
         except OSError as error:
@@ -160,40 +210,118 @@ class Keeper:
         if done is None:
             return WAIT_SECONDS
         self._told(done)
-        return 0.0 if done.more else REST_SECONDS
+        return 0.0 if done.more else self._pause
+
+    def _bytes_of(self, used: float) -> float:
+        """The bound now; 0 where there is none.
+
+        Raises:
+            OSError: the file system does not tell its size.
+        """
+        if not self._bound:
+            return 0.0
+        status = os.statvfs(self._root)
+        unit = status.f_frsize
+        return self._bound.bytes_of(used, status.f_bavail * unit, status.f_blocks * unit)
 
     def _tend(self, known: Usage) -> Done:
-        directories = Directories(namespaces_of(self._root))
-        seen = sample(directories, self._chance)
-        status = os.statvfs(self._root)
-        bound = self._bound.bytes_of(
-            seen.nbytes, status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+        """Look, and remove what is due."""
+        now = file_system_time(self._root)
+        spaces = find_spaces(self._root)
+        root = Directories(
+            [one.path for one in spaces], {one.path: one.windowed for one in spaces}, now + FUTURE
         )
-        due = evict(seen, bound, self._chunk)
-        usage = Usage(known.round + 1, seen.nbytes, bound, known.place, seen.directories)
-        now = write_usage(self._root, usage)
-        if due is None:
-            return Done(usage)
-        done = self._evict(directories, due, usage, now)
+        seen = sample(root, self._chance)
+        bound, age = self._bytes_of(seen.nbytes), age_that_goes(seen, now)
+        if self._recency is not None:
+            self._recency.learn(now, age)
+        newest: dict[str, float] = {}
+        for one in seen.files:
+            newest[one.space] = max(newest.get(one.space, -math.inf), one.used)
+        claims = claims_of(spaces, newest, now, self._unused_after)
+        usage = msgspec.structs.replace(
+            known,
+            round=known.round + 1,
+            used=seen.nbytes,
+            bound=bound,
+            directories=seen.directories,
+            age=age,
+        )
+        done = Done(usage)
+        due = evict(seen, bound, self._chunk, claims, now) if self._bound else None
+        if due is not None:
+            write_usage(self._root, usage)
+            done = self._evict(root, spaces, due, usage, now)
+        done = self._patrol(root, spaces, done, now)
+        self._remove_shells(spaces, newest, now)
         write_usage(self._root, done.usage)
         return done
 
-    def _evict(self, directories: Directories, due: Eviction, usage: Usage, now: float) -> Done:
+    def _evict(
+        self, root: Directories, spaces: Sequence[Space], due: Eviction, usage: Usage, now: float
+    ) -> Done:
+        """Remove what is beyond the bound."""
+        swept = self._sweep(walk(root, usage.place), spaces, due, usage, now)
+        left = max(usage.used - swept.nbytes, 0.0)
+        after = msgspec.structs.replace(usage, round=usage.round + 1, used=left, place=swept.place)
+        more = swept.nbytes > 0 and left > usage.bound
+        return Done(after, swept.removed, swept.nbytes, more)
+
+    def _patrol(self, root: Directories, spaces: Sequence[Space], done: Done, now: float) -> Done:
+        """Remove what is past its time, in those directories whose turn it is."""
+        parts = {one.path: Part(now - one.terms.ttl) for one in spaces if one.terms.ttl}
+        if not parts:
+            self._pause = REST_SECONDS
+            return done
+        ttl = min(one.terms.ttl for one in spaces if one.terms.ttl)
+        self._pause = min(max(PATROL * ttl, LEAST_PATROL_SECONDS), REST_SECONDS)
+        usage = done.usage
+        since = now - usage.patrolled
+        # Nobody has been on patrol for long, or somebody's clock was wrong.
+        if not 0 <= since <= ttl:
+            since = self._pause
+        places = stretch(root, usage.patrol, patrol_length(since, ttl))
+        swept = self._sweep(places, spaces, Eviction(-math.inf, math.inf, parts), usage, now)
+        after = msgspec.structs.replace(
+            usage,
+            used=max(usage.used - swept.nbytes, 0.0),
+            patrol=swept.place,
+            patrolled=now,
+        )
+        removed = [*done.removed, *swept.removed]
+        return Done(after, removed, done.nbytes + swept.nbytes, done.more)
+
+    def _sweep(
+        self,
+        places: Iterator[tuple[int, Contents]],
+        spaces: Sequence[Space],
+        due: Eviction,
+        usage: Usage,
+        now: float,
+    ) -> Swept:
+        """Remove what is due, at a pace that leaves the disk to readers unless the bound is exceeded."""
         since = self._clock.now()
 
         def rest() -> bool:
             nonlocal since
             worked = self._clock.now() - since
-            if worked > WORK_SECONDS and usage.used < usage.bound:
+            if worked > WORK_SECONDS and (not self._bound or usage.used < usage.bound):
                 self._stopped.wait(worked)
                 since = self._clock.now()
             return self._stopped.is_set()
 
-        swept = sweep(walk(directories, usage.place % RING), due, now - ORPHANED, rest)
-        left = max(usage.used - swept.nbytes, 0.0)
-        after = msgspec.structs.replace(usage, round=usage.round + 1, used=left, place=swept.place)
-        more = swept.nbytes > 0 and left > usage.bound
-        return Done(after, swept.removed, swept.nbytes, more)
+        windowed = {one.path: one.windowed for one in spaces}
+        return sweep(places, due, now - ORPHANED, rest, windowed)
+
+    def _remove_shells(
+        self, spaces: Sequence[Space], newest: Mapping[str, float], now: float
+    ) -> None:
+        """Remove one namespace that nobody uses and that holds nothing any more."""
+        empty = [one for one in spaces if one.path not in newest]
+        for path, claim in claims_of(empty, {}, now, self._unused_after).items():
+            if claim.unused and remove_shell(path):
+                logger.info("nobody has used %s for long, and nothing is in it: removed", path)
+                return
 
 
 def keys_in(paths: Sequence[str], namespace: str) -> list[ChunkKey]:

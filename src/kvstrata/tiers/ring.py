@@ -1,14 +1,17 @@
 """Reading the directories that chunks are spread over: some by chance, or one after the other."""
 
+import math
 import os
 import random
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvstrata.chunks.key import parse_file_name
+from kvstrata.fileio.beneath import check_path
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.tiers.shares import ENOUGH, RING, Held, Sample
+from kvstrata.tiers.together import as_one
 
 _DIGITS = "0123456789abcdef"
 _BYTES = [first + second for first in _DIGITS for second in _DIGITS]
@@ -41,10 +44,21 @@ class Directories:
 
     Args:
         namespaces: their directories.
+        windowed: for each group of a namespace, by its directory, whether it is windowed; files of others
+            are for themselves.
+        latest: files whose time is later, seconds by the file system's clock, count as the oldest: nobody
+            knows when they were used. Reading renews them.
     """
 
-    def __init__(self, namespaces: Sequence[str]) -> None:
+    def __init__(
+        self,
+        namespaces: Sequence[str],
+        windowed: Mapping[str, Mapping[int, bool]] | None = None,
+        latest: float = math.inf,
+    ) -> None:
         self._namespaces = namespaces
+        self._latest = latest
+        self._windowed = windowed or {}
 
     def below(self, first: str) -> list[str]:
         """Names of the second level that exist below one of the first in any namespace, in order."""
@@ -59,13 +73,19 @@ class Directories:
     def read(self, first: str, second: str, into: Contents) -> None:
         """Add what one place holds in all namespaces. What cannot be read counts as empty."""
         for base in self._namespaces:
+            before = len(into.files)
             try:
                 with os.scandir(f"{base}/{first}/{second}") as entries:
+                    # What is removed later must not lie elsewhere.
+                    check_path(f"{base}/{first}/{second}/", base)
                     into.directories += 1
                     for entry in entries:
-                        _add(entry, into)
+                        _add(entry, into, base, self._latest)
             except OSError:
-                continue
+                pass
+            windowed = self._windowed.get(base)
+            if windowed:
+                into.files[before:] = as_one(into.files[before:], windowed)
 
 
 def sample(root: Directories, chance: random.Random, *, enough: int = ENOUGH) -> Sample:
@@ -131,9 +151,18 @@ def walk(root: Directories, begin: int) -> Iterator[tuple[int, Contents]]:
             yield (inside + 1) % RING, found
 
 
-def _add(entry: "os.DirEntry[str]", into: Contents) -> None:
+def stretch(root: Directories, begin: int, length: int) -> Iterator[tuple[int, Contents]]:
+    """As `walk`, but only so many places, up to `RING`; it ends behind the last one."""
+    for place, contents in walk(root, begin):
+        yield place, contents
+        if (place - begin) % RING >= length:
+            return
+
+
+def _add(entry: "os.DirEntry[str]", into: Contents, base: str, latest: float) -> None:
     temporary = entry.name.startswith(TEMPORARY)
-    if not temporary and parse_file_name(entry.name) is None:
+    key = b"" if temporary else parse_file_name(entry.name)
+    if key is None:
         into.foreign += 1
         return
     try:
@@ -148,4 +177,5 @@ def _add(entry: "os.DirEntry[str]", into: Contents) -> None:
     else:
         # A file that holds several chunks stands under the name of each.
         names = max(status.st_nlink, 1)
-        into.files.append(Held(entry.path, status.st_size / names, status.st_mtime, names))
+        used = status.st_mtime if status.st_mtime <= latest else 0.0
+        into.files.append(Held(entry.path, status.st_size / names, used, names, key, base))

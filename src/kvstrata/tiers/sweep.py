@@ -5,17 +5,20 @@ Whoever does so holds the lease on `LEASE_FILE`: an engine's keeper, or an opera
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from kvstrata.chunks.key import ChunkKey, hash_of, parse_file_name, relative_path
 from kvstrata.errors import RecordError
+from kvstrata.fileio.beneath import check_path, read_small
 from kvstrata.fileio.publish import publish
 from kvstrata.tiers.catalog import fingerprint_of, names_of
 from kvstrata.tiers.ring import Contents
-from kvstrata.tiers.shares import Eviction
+from kvstrata.tiers.shares import RING, Eviction, Held
+from kvstrata.tiers.together import dependents
 
 USAGE_FILE = "usage.json"
 LEASE_FILE = "usage.lock"
@@ -32,6 +35,9 @@ class Usage(msgspec.Struct, frozen=True):
         bound: bytes that they may be.
         place: where the next eviction begins.
         directories: that were read for it.
+        age: seconds since the files that go next, or would, were used; 0 where that is not known.
+        patrol: where the search for what is past its time goes on.
+        patrolled: when it got there, seconds by the file system's clock.
     """
 
     round: int = 0
@@ -39,6 +45,9 @@ class Usage(msgspec.Struct, frozen=True):
     bound: float = 0.0
     place: int = 0
     directories: int = 0
+    age: float = 0.0
+    patrol: int = 0
+    patrolled: float = 0.0
 
 
 @dataclass(slots=True)
@@ -58,11 +67,16 @@ class Swept:
     around: bool = False
 
 
+Windowed = Mapping[str, Mapping[int, bool]]
+"""For each group of a namespace, by its directory, whether it is windowed."""
+
+
 def sweep(
     places: Iterator[tuple[int, Contents]],
     due: Eviction,
     orphaned: float,
     rest: Callable[[], bool],
+    windowed: Windowed | None = None,
 ) -> Swept:
     """Remove what is due.
 
@@ -71,10 +85,12 @@ def sweep(
         due: what is to go.
         orphaned: temporary files that nobody has written to since this time go too.
         rest: called after each directory; true to stop.
+        windowed: of namespaces whose boundaries go as one.
     """
     swept = Swept()
+    spare: dict[str, float] = {}
     for swept.place, contents in places:
-        _remove(contents, due, swept)
+        _remove(contents, due, swept, spare, windowed or {})
         _reap(contents, orphaned)
         if swept.nbytes >= due.nbytes or rest():
             return swept
@@ -96,13 +112,33 @@ def namespaces_of(root: Path) -> list[str]:
         )
 
 
+def file_system_time(root: Path) -> float:
+    """The time now by the clock of the file system, or of its server: seconds as files' times are.
+
+    Raises:
+        OSError: nothing can be written, or nobody has asked for the lease yet.
+    """
+    path = f"{root}/{LEASE_FILE}"
+    os.utime(path, follow_symlinks=False)
+    return os.lstat(path).st_mtime
+
+
 def read_usage(root: Path) -> Usage | None:
     """What is written down of a root; None where nothing is, or nothing that can be read."""
     try:
-        with open(f"{root}/{USAGE_FILE}", "rb") as file:
-            return msgspec.json.decode(file.read(4096), type=Usage)
+        found = msgspec.json.decode(read_small(f"{root}/{USAGE_FILE}", 4096), type=Usage)
     except (OSError, msgspec.DecodeError):
         return None
+    # Whoever can write it can lie; what follows must only be wrong, and only until somebody looks again.
+    return msgspec.structs.replace(
+        found,
+        round=found.round % 2**62,
+        used=max(found.used, 0.0),
+        bound=max(found.bound, 0.0),
+        age=max(found.age, 0.0),
+        place=found.place % RING,
+        patrol=found.patrol % RING,
+    )
 
 
 def write_usage(root: Path, usage: Usage) -> float:
@@ -116,16 +152,60 @@ def write_usage(root: Path, usage: Usage) -> float:
     return os.stat(path).st_mtime
 
 
-def _remove(contents: Contents, due: Eviction, swept: Swept) -> None:
+def _remove(
+    contents: Contents,
+    due: Eviction,
+    swept: Swept,
+    spare: dict[str, float],
+    windowed: Windowed,
+) -> None:
+    """Remove what is due of one directory, the oldest first."""
+    before = b""
+    # Equally old ones stay in their order: a boundary's windows before its full chunk.
     for one in sorted(contents.files, key=lambda one: one.used):
-        if one.used > due.until or swept.nbytes >= due.nbytes:
-            break
-        # The bytes of chunks that share a file go only when all of its names do.
-        for path in [one.path] if one.names == 1 else _names(one.path):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-                swept.nbytes += one.nbytes
-                swept.removed.append(path)
+        part = due.of(one.space)
+        if one.used > part.until:
+            continue
+        # Of a boundary that has begun to go the rest goes too, though enough was removed.
+        if not one.key or hash_of(one.key) != before:
+            if swept.nbytes >= due.nbytes:
+                return
+            if spare.setdefault(one.space, part.nbytes) <= 0:
+                continue
+        before = hash_of(one.key)
+        nbytes = swept.nbytes
+        _unlink(one, swept, windowed.get(one.space, {}))
+        if one.space in spare:
+            spare[one.space] -= swept.nbytes - nbytes
+
+
+def _unlink(one: Held, swept: Swept, windowed: Mapping[int, bool]) -> None:
+    """Remove a file with all its names, and of other files what depends on chunks in it."""
+    if one.names == 1:
+        _unlink_one(one.path, one.nbytes, swept)
+        return
+    # The bytes of chunks that share a file go only when all of its names do.
+    paths = _names(one.path)
+    for path in paths:
+        _unlink_one(path, one.nbytes, swept, one.space)
+    keys: list[ChunkKey] = [
+        key for path in paths if (key := parse_file_name(os.path.basename(path))) is not None
+    ]
+    for key in dependents(keys, windowed):
+        path = f"{one.space}/{relative_path(key)}"
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            _unlink_one(path, status.st_size / max(status.st_nlink, 1), swept, one.space)
+
+
+def _unlink_one(path: str, nbytes: float, swept: Swept, base: str = "") -> None:
+    """Remove one name; `base`: the namespace's directory, below which links are not followed."""
+    with contextlib.suppress(OSError):
+        if base:
+            check_path(path, base)
+        os.unlink(path)
+        swept.nbytes += nbytes
+        swept.removed.append(path)
 
 
 def _names(path: str) -> list[str]:

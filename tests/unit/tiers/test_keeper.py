@@ -200,9 +200,11 @@ def test_what_is_due_reaches_far_enough_into_the_past(
 def test_bounds_of_all_kinds() -> None:
     assert not Bound()
     assert Bound(capacity=100, share=0.5, free=30).bytes_of(50, 40, 1000) == 60
-    assert Bound(capacity=100).bytes_of(50, 40, 1000) == 100
+    assert Bound(capacity=100).bytes_of(50, 60, 1000) == 100
     assert Bound(share=0.05).bytes_of(50, 40, 1000) == 50
     assert Bound(free=100).bytes_of(50, 40, 1000) == 0
+    assert Bound(capacity=100).bytes_of(50, 40, 1000) == 90, "others fill the file system too"
+    assert Bound(capacity=100).bytes_of(50, 0, 0) == 100, "it does not tell how large it is"
 
 
 def test_chunks_that_share_a_file_go_together_and_so_do_their_bytes(tmp_path: Path) -> None:
