@@ -1,24 +1,27 @@
 """Which namespaces and files of a root a command is about."""
 
 import contextlib
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvstrata.chunks.key import relative_path
+from kvstrata.chunks.tenants import NAME_BYTES, read_name, tenant_mark
 from kvstrata.cli import console, pool
 from kvstrata.cli.looking import NOBODY, tenant_in
 from kvstrata.cli.place import is_ours
 from kvstrata.cli.prompt_chunks import Hashing
 from kvstrata.cli.prompt_tokens import Tokens
 from kvstrata.errors import ConfigError
+from kvstrata.fileio.beneath import check_path
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.tiers.catalog import NamespaceDir, RecordFile, iter_namespaces, iter_records
 
 LEFT_OVER_AGE = 3600.0
 """Seconds without a change after which a temporary file counts as left behind by a dead writer."""
-_TENANT_DIGITS = 16
+_TENANT = re.compile("[0-9a-f]{16}|[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Selection:
     Attributes:
         before: only files not written or used since then, in seconds since 1970; None for all.
         temporary_only: only temporary files.
-        tenant: only chunks of this tenant, as `kvstrata.cli.looking.tenant_in` names it; None for all.
+        tenant: only chunks of this tenant: `NOBODY`, the mark of its files, or its name, from which the mark
+            in each namespace follows (`kvstrata.chunks.tenants`); None for all.
         prefix: only chunks of prompts with this beginning that lie within it; None for all.
     """
 
@@ -86,20 +90,20 @@ def of_tenant(selection: Selection, tag: str) -> Selection:
 
     Args:
         selection: to narrow.
-        tag: 16 hexadecimal digits, or "none".
+        tag: a name (32 hexadecimal digits), a mark (16), or "none".
 
     Raises:
         ConfigError: it is neither, or temporary files are asked for.
     """
     text = tag.strip().lower()
-    digits = len(text) == _TENANT_DIGITS and all(char in "0123456789abcdef" for char in text)
-    if text != NOBODY and not digits:
+    if text != NOBODY and not _TENANT.fullmatch(text):
         raise ConfigError(
-            f"a tenant is 16 hexadecimal digits, as kvstrata usage shows them, or none; got {tag!r}"
+            f"a tenant is its name (32 hexadecimal digits), the mark that kvstrata usage shows (16), or "
+            f"none; got {tag!r}"
         )
     if selection.temporary_only:
         raise ConfigError("--temporary goes with neither --tenant nor --prompt-file")
-    return replace(selection, tenant=NOBODY if not text.strip("0") else text)
+    return replace(selection, tenant=text)
 
 
 def of_prefix(selection: Selection, prefix: Prefix) -> Selection:
@@ -164,8 +168,9 @@ def choose_files(
     if selection.tenant is None:
         yield from chosen
         return
+    mark = _mark(selection.tenant, namespace)
     for file, tenant in pool.each(chosen, _tenant, pool.default_threads()):
-        if tenant == selection.tenant:
+        if tenant == mark:
             yield file
 
 
@@ -199,6 +204,13 @@ def _model(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
+def _mark(tenant: str, namespace: NamespaceDir) -> str:
+    """What `tenant_in` tells of a tenant's files in a namespace."""
+    if len(tenant) != 2 * NAME_BYTES:
+        return tenant
+    return tenant_mark(read_name(tenant), bytes.fromhex(namespace.fingerprint)).hex()
+
+
 def _tenant(file: RecordFile) -> str:
     return tenant_in(str(file.path), file.key)
 
@@ -217,6 +229,7 @@ def _of_prompt(namespace: NamespaceDir, prefix: Prefix) -> Iterator[RecordFile]:
     for key in hashing_of(namespace).keys(prefix.tokens, prefix.salt):
         path = namespace.path / relative_path(key)
         with contextlib.suppress(OSError):
+            check_path(str(path), str(namespace.path))  # what goes must not lie elsewhere
             status = path.lstat()
             if stat.S_ISREG(status.st_mode):
                 share = status.st_size // max(status.st_nlink, 1)

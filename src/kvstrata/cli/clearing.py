@@ -94,7 +94,10 @@ Prompt = Annotated[
 ]
 Tenant = Annotated[
     str | None,
-    typer.Option(help="Only chunks of this tenant, as kvstrata usage shows it, or none."),
+    typer.Option(
+        help="Only chunks of this tenant: its name (32 hexadecimal digits), its files' mark as "
+        "kvstrata usage shows it (16), or none for those of nobody in particular."
+    ),
 ]
 Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, or the model's directory.")]
 Salt = Annotated[str | None, typer.Option(help="The prompt's cache salt.")]

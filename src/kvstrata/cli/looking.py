@@ -16,6 +16,7 @@ from kvstrata.cli import console, pool
 from kvstrata.cli.estimates import Sum
 from kvstrata.cli.holdings import Holdings, Seen
 from kvstrata.errors import RecordError
+from kvstrata.fileio.beneath import TO_READ
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.tiers.place import PLACE_FILE
 from kvstrata.tiers.records import tenant_of
@@ -126,7 +127,7 @@ def look(
 def tenant_in(path: str, key: ChunkKey) -> str:
     """Whose chunk a file holds: 16 hexadecimal digits, `NOBODY` or `UNREADABLE`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, TO_READ)
     except OSError:
         return UNREADABLE
     try:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.chunks.key import ChunkKey, make_key
 from kvstrata.chunks.record import describe, encode
+from kvstrata.chunks.tenants import tenant_mark, tenant_name
 from kvstrata.cli.main import app
 from kvstrata.cli.prompt_chunks import Hashing
 from kvstrata.errors import ConfigError
@@ -257,6 +258,29 @@ def test_one_tenants_chunks_go(tmp_path: Path) -> None:
     assert all(root.readable(key) for key in others + root.keys)
     assert cleared(tmp_path, "--tenant", "none")["deleted"] == 5
     assert root.readable(others[0])
+
+
+def test_a_tenants_name_finds_its_chunks_in_every_namespace(tmp_path: Path) -> None:
+    roots = [Root(tmp_path), Root(tmp_path, weights="xyz")]
+    name = tenant_name("a salt")
+    theirs = [
+        put_for(root, 1, tenant_mark(name, root.namespace.fingerprint).hex()) for root in roots
+    ]
+    other = put_for(roots[0], 2, tenant_mark(name, roots[1].namespace.fingerprint).hex())
+    assert cleared(tmp_path, "--tenant", name.hex())["deleted"] == 2
+    assert not any(root.readable(key) for root, key in zip(roots, theirs, strict=True))
+    assert roots[0].readable(other)
+
+
+def test_a_prompts_directory_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    root = Root(tmp_path / "root", **facts())
+    store(root, keys_of(TOKENS[:CHUNK]))
+    directory = root.file(keys_of(TOKENS)[0]).parent
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    ids = write_ids(tmp_path / "ids", TOKENS)
+    assert cleared(root.path, "--prompt-file", ids)["deleted"] == 0
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
 
 
 def test_usage_tells_tenants_apart(tmp_path: Path) -> None:
