@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvstrata.sizes import read_size, read_whole
+from kvstrata.sizes import read_age, read_size, read_whole
 
 MAX_LABEL = 200
 MAX_THREADS = 256
 MAX_SECONDS = 24 * 3600.0
+MAX_WEIGHT = 1000
 
 
 class Capacity(NamedTuple):
@@ -55,6 +56,23 @@ def read_seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
     if not 0 < value <= MAX_SECONDS:  # not a number and infinity fail this too
+        raise ValueError
+    return float(value)
+
+
+def read_positive_age(value: object) -> float:
+    """Seconds, more than 0, as in "7d"; see `kvstrata.sizes.parse_age`."""
+    seconds = read_age(value)
+    if seconds == 0:
+        raise ValueError
+    return seconds
+
+
+def read_weight(value: object) -> float:
+    """A number from 1 / `MAX_WEIGHT` to `MAX_WEIGHT`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    if not 1 / MAX_WEIGHT <= value <= MAX_WEIGHT:
         raise ValueError
     return float(value)
 

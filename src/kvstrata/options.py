@@ -17,17 +17,20 @@ from kvstrata.option_values import (
     MAX_LABEL,
     MAX_SECONDS,
     MAX_THREADS,
+    MAX_WEIGHT,
     Capacity,
     one_of,
     read_capacity,
     read_directory,
     read_flag,
     read_label,
+    read_positive_age,
     read_positive_size,
     read_seconds,
     read_threads,
+    read_weight,
 )
-from kvstrata.sizes import SIZE_ALLOWED, format_size, read_size
+from kvstrata.sizes import AGE_ALLOWED, SIZE_ALLOWED, format_age, format_size, read_size
 
 ENGINE_KEYS: Mapping[str, str] = {
     "spec_name": "name of the offloading spec; the connector sets it",
@@ -50,6 +53,12 @@ _ELSEWHERE: Mapping[str, str] = {
 
 EVICTION = ("boundary", "lru", "arc")
 """Names of the memory tier's policies."""
+
+SEALS = ("none", "authenticate", "encrypt")
+"""How files are guarded against strangers."""
+
+SHARED_WITH = ("user", "group")
+"""Who else may use the files."""
 
 DIRECT = ("auto", "never", "always")
 """When files are read past the page cache."""
@@ -100,6 +109,14 @@ class Options:
         announce: whether KV events tell what the filesystem tier held when the engine started.
         capacity: of all that kvstrata keeps below `path`; None for no bound.
         keep_free: bytes of the file system that are left to others.
+        ttl: seconds after which what was not used counts as absent; None for never.
+        floor: bytes that the engine's namespace keeps before others go.
+        weight: ages of the namespace's files count divided by this.
+        unused_after: seconds after which a namespace that nobody uses goes first.
+        seal: how files are guarded against strangers.
+        keys: absolute path of the file that holds the keys; None for the environment's.
+        shared_with: who else may use the files.
+        world_writable: whether everybody may be able to write `path`.
 
     Each field's metadata holds `doc`, `allowed`, `unit` and `unset` (text), and `parse`.
     """
@@ -215,6 +232,61 @@ class Options:
         "Bytes of the file system below `path` that are left to others, however much `capacity` allows.",
         unit="bytes",
     )
+    ttl: float | None = _option(
+        None,
+        read_positive_age,
+        AGE_ALLOWED,
+        "What the engine's namespace has not used for so long is not read any more, and removed.",
+        unset="not set: never",
+    )
+    floor: int = _option(
+        0,
+        read_size,
+        SIZE_ALLOWED,
+        "Bytes that the engine's namespace keeps below `path` as long as others have any to remove.",
+        unit="bytes",
+    )
+    weight: float = _option(
+        1.0,
+        read_weight,
+        f"a number from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT}",
+        "How much the engine's namespace counts: its files stay so many times longer unused than those of "
+        "one that counts 1.",
+    )
+    unused_after: float = _option(
+        30 * 86400.0,
+        read_positive_age,
+        AGE_ALLOWED,
+        "Where something has to go, namespaces that nobody has used for so long go first; an empty one goes "
+        "altogether.",
+        unit="age",
+    )
+    seal: str = _option(
+        "none",
+        one_of(SEALS),
+        " or ".join(f'"{name}"' for name in SEALS),
+        "Whether whoever can write or read `path`, but has none of the `keys`, is kept from planting chunks "
+        '("authenticate"), and from reading them too ("encrypt").',
+    )
+    keys: str | None = _option(
+        None,
+        read_directory,
+        'an absolute path, "~" allowed',
+        "File of keys for `seal`, as `kvstrata keygen` makes it: the first one seals, all open.",
+        unset="not set: the variable KVSTRATA_KEYS",
+    )
+    shared_with: str = _option(
+        "user",
+        one_of(SHARED_WITH),
+        " or ".join(f'"{name}"' for name in SHARED_WITH),
+        "Who else may use the files that are made: the same user's processes, or all of the same group.",
+    )
+    world_writable: bool = _option(
+        False,
+        read_flag,
+        "true or false",
+        "Accept a `path` that everybody may write. Such a one is refused otherwise.",
+    )
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> "Options":
@@ -286,6 +358,8 @@ def _default(option: "Field[Any]") -> str:
         return str(option.metadata["unset"])
     if option.metadata["unit"] == "bytes":
         return f'"{format_size(default).replace(" ", "")}"'
+    if option.metadata["unit"] == "age":
+        return f'"{format_age(default).replace(" ", "")}"'
     if isinstance(default, float):
         return f"{default:g}"
     return json.dumps(default)

@@ -1,4 +1,4 @@
-"""Numbers of bytes, as people write and read them."""
+"""Numbers of bytes and of seconds, as people write and read them."""
 
 import re
 import reprlib
@@ -12,6 +12,9 @@ _UNITS = {"": 1, **_DECIMAL, **_BINARY}
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?) ?((?:[kmgt]i?)?b|[kmgt]i?)?", re.IGNORECASE)
 SIZE_ALLOWED = 'a size such as "8GiB", "512MiB" or "1.5 GB", or a number of bytes'
 _MAX_SIZE = 2**63 - 1
+_AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+AGE_ALLOWED = 'a number and a unit, such as "7d", "12h", "30m" or "90s"'
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -45,6 +48,34 @@ def format_size(size: int) -> str:
             value = size / factor
             return f"{value:.4g} {unit}"
     return f"{size} B"
+
+
+def parse_age(text: str) -> float:
+    """Seconds that `text` stands for: a number and one of s, m, h, d, such as "7d" or "12h".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        return read_age(text)
+    except ValueError:
+        raise ConfigError(f"an age is {AGE_ALLOWED}; got {text!r}") from None
+
+
+def format_age(seconds: float) -> str:
+    """An age for people: "3 d", "12 h", "45 m", "9 s"; where it is that exactly, `parse_age` reads it."""
+    for unit in "dhm":
+        if seconds >= _SECONDS[unit]:
+            return f"{seconds / _SECONDS[unit]:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{seconds:.0f} s"
+
+
+def read_age(value: object) -> float:
+    """See `parse_age`. Raises ValueError."""
+    match = _AGE.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def read_size(value: object) -> int:

@@ -152,10 +152,19 @@ def test_every_option_is_read() -> None:
         "announce": False,
         "capacity": "75%",
         "keep_free": "10GiB",
+        "ttl": "7d",
+        "floor": "1GiB",
+        "weight": 2,
+        "unused_after": "12h",
+        "seal": "encrypt",
+        "keys": "/etc/kvstrata/keys",
+        "shared_with": "group",
+        "world_writable": True,
     }
     assert list(given_values) == NAMES
     expected = {**given_values, "memory": 2**33, "store_queue": 10**9}
     expected |= {"segment": 2 * 10**6, "capacity": Capacity(share=0.75), "keep_free": 10 << 30}
+    expected |= {"ttl": 7 * 86400.0, "floor": 1 << 30, "weight": 2.0, "unused_after": 43200.0}
     expected |= {"read_deadline": 2.0, "read_only": True, "touch": False}
     assert dataclasses.asdict(Options.parse(given_values)) == expected
 
@@ -223,6 +232,14 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("announce", "true or false", [1, 0, "yes", "off"]),
     ("capacity", 'such as "80%"', ["0%", "101%", "-5%", 0, "0", True, "much", "5 percent", "1e1%"]),
     ("keep_free", "a size", [-1, "10%", True, "some"]),
+    ("ttl", "a number and a unit", [0, "0s", "7", 7, "-1d", "1w", True]),
+    ("floor", "a size", [-1, "10%", True, "some"]),
+    ("weight", "a number from 0.001 to 1000", [0, -1, "2", True, 1001, float("nan")]),
+    ("unused_after", "a number and a unit", [0, "0d", 30, "month"]),
+    ("seal", '"none" or "authenticate" or "encrypt"', ["yes", True, "aes", 1]),
+    ("keys", "an absolute path", ["keys", "", 1]),
+    ("shared_with", '"user" or "group"', ["all", "others", 1]),
+    ("world_writable", "true or false", [1, "yes"]),
 ]
 WRONG = [(name, value, allowed) for name, allowed, values in WRONG_VALUES for value in values]
 

@@ -1,7 +1,6 @@
 """How the commands speak: tables and JSON on stdout, progress and errors on stderr."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kvstrata import sizes
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.errors import ConfigError
 from kvstrata.sizes import format_size
-
-_AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from kvstrata.sizes import parse_age as parse_age
 
 
 def out() -> Console:
@@ -52,28 +50,9 @@ def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
     return made
 
 
-def parse_age(text: str) -> float:
-    """Seconds that `text` stands for: a number and one of s, m, h, d, such as "7d" or "12h".
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = _AGE.fullmatch(text.strip().lower())
-    if match is None:
-        raise ConfigError(
-            f'an age is a number and a unit, such as "7d", "12h", "30m" or "90s"; got {text!r}'
-        )
-    return float(match[1]) * _SECONDS[match[2]]
-
-
 def format_age(seconds: float | None) -> str:
-    """An age for people: "3 d", "12 h", "45 m", "9 s"; "-" for None."""
-    if seconds is None:
-        return "-"
-    for unit in "dhm":
-        if seconds >= _SECONDS[unit]:
-            return f"{seconds / _SECONDS[unit]:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{seconds:.0f} s"
+    """An age for people; "-" for None."""
+    return "-" if seconds is None else sizes.format_age(seconds)
 
 
 def require_root(path: Path) -> Path:
