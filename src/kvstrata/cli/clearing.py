@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.cli import arguments, console, pool
 from kvstrata.cli.choosing import (
     Prefix,
@@ -25,6 +24,7 @@ from kvstrata.cli.prompt_tokens import read_prompt
 from kvstrata.errors import ConfigError
 from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import NamespaceDir, RecordFile
+from kvstrata.tiers.spaces import remove_shell
 
 SOME_LEFT = 1
 FAILURES_SHOWN = 20
@@ -279,7 +279,7 @@ def _delete(plan: list[Work], selection: Selection) -> Outcome:
             _prune(directories, planned.namespace.path)
             known = planned.namespace.covers is not None or work.records.files
             if selection.everything and known:
-                work.directory_removed = _remove_namespace(planned.namespace.path)
+                work.directory_removed = remove_shell(str(planned.namespace.path))
             outcome.done.append(work)
     return outcome
 
@@ -315,23 +315,6 @@ def _rmdir(directory: Path) -> bool:
     except OSError:
         return False  # not empty, or gone already: either way it is not ours to remove
     return True
-
-
-def _remove_namespace(namespace: Path) -> bool:
-    """Remove the namespace's directory, unless something that is not ours is in it."""
-    for level in (
-        *namespace.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]"),
-        *namespace.glob("[0-9a-f]" * 2),
-    ):
-        _rmdir(level)
-    try:
-        left = {entry.name for entry in namespace.iterdir()}
-        if left - {NAMESPACE_FILE}:
-            return False
-        (namespace / NAMESPACE_FILE).unlink(missing_ok=True)
-    except OSError:
-        return False  # the directory went away, or is not ours to change
-    return _rmdir(namespace)
 
 
 def _document(path: Path, outcome: Outcome) -> dict[str, Any]:

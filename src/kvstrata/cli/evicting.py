@@ -1,6 +1,5 @@
 """`kvstrata evict`: bring a root down to a number of bytes, as engines with such a bound would."""
 
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,19 @@ from kvstrata.cli.estimates import CONFIDENCE, Sum
 from kvstrata.errors import ConfigError
 from kvstrata.fileio.lease import lease
 from kvstrata.sizes import format_size, parse_size
+from kvstrata.tiers.keeper import FUTURE
 from kvstrata.tiers.ring import Contents, Directories, sample, walk
-from kvstrata.tiers.shares import RING, Eviction, Held, Sample, evict
-from kvstrata.tiers.sweep import LEASE_FILE, ORPHANED, Swept, read_usage, sweep, write_usage
+from kvstrata.tiers.shares import RING, Eviction, Held, Part, Sample, evict
+from kvstrata.tiers.spaces import Space, claims_of, find_spaces
+from kvstrata.tiers.sweep import (
+    LEASE_FILE,
+    ORPHANED,
+    Swept,
+    file_system_time,
+    read_usage,
+    sweep,
+    write_usage,
+)
 
 NOT_DOWN = 1
 LEASE_SECONDS = 60.0
@@ -37,22 +46,35 @@ class Order:
 
     Attributes:
         root: the directory.
-        namespaces: directories of those that something may go of.
+        spaces: namespaces that something may go of.
         bound: bytes that they may hold.
-        before: only files that were not used since, seconds by the file system's clock; None for all.
+        now: seconds by the file system's clock.
+        unused_for: only files that were not used for so many seconds.
     """
 
     root: Path
-    namespaces: Sequence[str]
+    spaces: Sequence[Space]
     bound: int
-    before: float | None = None
+    now: float
+    unused_for: float = 0.0
+
+    @property
+    def directories(self) -> Directories:
+        """Where the namespaces' chunks are."""
+        windowed = {one.path: one.windowed for one in self.spaces}
+        return Directories([one.path for one in self.spaces], windowed, self.now + FUTURE)
 
     def due(self, seen: Sample) -> Eviction | None:
         """What is to go; None where there is nothing to do."""
-        due = evict(seen, self.bound, burst=1.0, reach=1.0)
-        if due is None or self.before is None:
+        claims = claims_of(self.spaces, {}, self.now, 0.0)
+        due = evict(seen, self.bound, 0, claims, self.now, burst=1.0, reach=1.0)
+        if due is None or not self.unused_for:
             return due
-        return replace(due, until=min(due.until, self.before))
+        before = self.now - self.unused_for
+        parts = {
+            space: Part(min(part.until, before), part.nbytes) for space, part in due.parts.items()
+        }
+        return Eviction(min(due.until, before), due.nbytes, parts)
 
 
 @dataclass(slots=True)
@@ -100,9 +122,9 @@ def evict_down(
     console.require_root(path)
     bound = parse_size(int(to) if to.isdecimal() else to)
     age = None if older_than is None else console.parse_age(older_than)
-    chosen = choose_namespaces(path, namespace, model)
-    before = None if age is None else _now(path, dry_run) - age
-    order = Order(path, [str(one.path) for one in chosen], bound, before)
+    chosen = {str(one.path) for one in choose_namespaces(path, namespace, model)}
+    spaces = [one for one in find_spaces(path) if one.path in chosen]
+    order = Order(path, spaces, bound, time.time() if dry_run else _now(path), age or 0.0)
     chance = random.Random()
     plan = _plan(order, chance)
     if not as_json or not (yes or dry_run):
@@ -139,9 +161,9 @@ class Plan:
 
 
 def _plan(order: Order, chance: random.Random) -> Plan:
-    seen = sample(Directories(order.namespaces), chance)
+    seen = sample(order.directories, chance)
     due = order.due(seen)
-    going = [] if due is None else [one for one in seen.files if one.used <= due.until]
+    going = [one for one in seen.files if due and one.used <= due.of(one.space).until]
     return Plan(seen, due, going)
 
 
@@ -160,7 +182,7 @@ def run(order: Order, chance: random.Random, advance: console.Advance) -> Progre
             done.before = done.after
         if plan.due is None or done.rounds == ROUNDS:
             break
-        places = walk(Directories(order.namespaces), chance.randrange(RING))
+        places = walk(order.directories, chance.randrange(RING))
         before = done.nbytes
         _round(order, plan.due, places, done, advance)
         if done.nbytes == before:
@@ -204,8 +226,9 @@ def _slice(order: Order, due: Eviction, places: Iterator[tuple[int, Contents]]) 
 def _sweep(order: Order, due: Eviction, places: Iterator[tuple[int, Contents]]) -> Swept:
     """One slice, with the lease."""
     end = time.monotonic() + SLICE_SECONDS
-    orphaned = _now(order.root, False) - ORPHANED
-    swept = sweep(places, due, orphaned, lambda: time.monotonic() > end)
+    orphaned = file_system_time(order.root) - ORPHANED
+    windowed = {one.path: one.windowed for one in order.spaces}
+    swept = sweep(places, due, orphaned, lambda: time.monotonic() > end, windowed)
     known = read_usage(order.root)
     if known is not None:
         # Engines that wait for their turn find out that there is room.
@@ -214,14 +237,10 @@ def _sweep(order: Order, due: Eviction, places: Iterator[tuple[int, Contents]]) 
     return swept
 
 
-def _now(root: Path, dry_run: bool) -> float:
-    """The time by the file system's clock; by ours where nothing is to be written."""
-    if dry_run:
-        return time.time()
-    path = root / LEASE_FILE
-    path.touch()
-    os.utime(path)
-    return path.stat().st_mtime
+def _now(root: Path) -> float:
+    """The time by the file system's clock."""
+    with lease(f"{root}/{LEASE_FILE}"):  # makes the file, whoever has it
+        return file_system_time(root)
 
 
 def _ask(plan: Plan) -> None:

@@ -22,13 +22,14 @@ from kvstrata.tiers.place import PLACE_FILE
 from kvstrata.tiers.records import tenant_of
 from kvstrata.tiers.ring import Contents, Directories, gather, walk
 from kvstrata.tiers.shares import Held
+from kvstrata.tiers.spaces import TERMS_FILE
 from kvstrata.tiers.sweep import LEASE_FILE, ORPHANED, USAGE_FILE
 
 NOBODY, UNREADABLE = "none", "unreadable"
 """What stands for the tenant of a chunk that has none, and of one whose file cannot tell."""
 _HEXADECIMAL = frozenset("0123456789abcdef")
 _OF_ROOT = frozenset({USAGE_FILE, LEASE_FILE, PLACE_FILE})
-_OF_NAMESPACE = frozenset({NAMESPACE_FILE})
+_OF_NAMESPACE = frozenset({NAMESPACE_FILE, TERMS_FILE})
 
 
 @dataclass(slots=True)

@@ -16,7 +16,8 @@ from kvstrata.cli.looking import Look, look
 from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import NamespaceDir, iter_namespaces
 from kvstrata.tiers.shares import ENOUGH
-from kvstrata.tiers.sweep import USAGE_FILE, Usage, namespaces_of, read_usage
+from kvstrata.tiers.spaces import find_spaces
+from kvstrata.tiers.sweep import USAGE_FILE, Usage, read_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def usage(
     """
     console.require_root(path)
     now = time.time()
-    bases = namespaces_of(path)
+    bases = [one.path for one in find_spaces(path)]
     with console.progress("looking") as advance:
         found = look(
             path,
@@ -133,7 +134,7 @@ def _document(path: Path, found: Look, known: Known) -> dict[str, Any]:
         "foreign": _both(spread.foreign.estimate(found.share), above.foreign.total),
         "bound": None
         if kept is None
-        else {"bytes": kept.bound, "used": kept.used, "age_s": known.kept_age},
+        else {"bytes": kept.bound or None, "used": kept.used, "age_s": known.kept_age},
         "disk": {"bytes": known.disk_total, "available": known.disk_available},
     }
 
@@ -223,11 +224,9 @@ def _show_beside(found: Look, known: Known) -> None:
     if foreign:
         out.print(f"not ours: {foreign:,.0f} entries, which do not count")
     kept = known.kept
-    if kept is None:
-        out.print("bound: none that an engine has written down")
-    else:
-        out.print(
-            f"bound: {format_size(round(kept.bound))}; engines estimated "
-            f"{format_size(round(kept.used))} {console.format_age(known.kept_age)} ago"
-        )
+    bound = "none" if kept is None or not kept.bound else format_size(round(kept.bound))
+    out.print(f"bound that engines keep: {bound}")
+    if kept is not None:
+        ago = console.format_age(known.kept_age)
+        out.print(f"an engine's estimate {ago} ago: {format_size(round(kept.used))}")
     out.print(f"disk: {format_size(known.disk_available)} free of {format_size(known.disk_total)}")

@@ -15,7 +15,8 @@ from kvstrata.chunks.key import ChunkKey, hash_of, parse_file_name, relative_pat
 from kvstrata.errors import RecordError
 from kvstrata.fileio.beneath import check_path, read_small
 from kvstrata.fileio.publish import publish
-from kvstrata.tiers.catalog import fingerprint_of, names_of
+from kvstrata.fileio.sharing import Sharing
+from kvstrata.tiers.catalog import names_of
 from kvstrata.tiers.ring import Contents
 from kvstrata.tiers.shares import RING, Eviction, Held
 from kvstrata.tiers.together import dependents
@@ -98,20 +99,6 @@ def sweep(
     return swept
 
 
-def namespaces_of(root: Path) -> list[str]:
-    """Directories of a root's namespaces, by name.
-
-    Raises:
-        OSError: the root cannot be read.
-    """
-    with os.scandir(root) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if fingerprint_of(entry.name) is not None and entry.is_dir(follow_symlinks=False)
-        )
-
-
 def file_system_time(root: Path) -> float:
     """The time now by the clock of the file system, or of its server: seconds as files' times are.
 
@@ -141,14 +128,14 @@ def read_usage(root: Path) -> Usage | None:
     )
 
 
-def write_usage(root: Path, usage: Usage) -> float:
+def write_usage(root: Path, usage: Usage, sharing: Sharing = Sharing.USER) -> float:
     """Write down what is known of a root; returns when that was, by the file system's clock.
 
     Raises:
         OSError: it cannot be written.
     """
     path = f"{root}/{USAGE_FILE}"
-    publish(path, [memoryview(msgspec.json.encode(usage))])
+    publish(path, [memoryview(msgspec.json.encode(usage))], sharing=sharing)
     return os.stat(path).st_mtime
 
 

@@ -15,6 +15,7 @@ from kvstrata.clock import MonotonicClock
 from kvstrata.fileio.lease import lease
 from kvstrata.tiers.keeper import Done, Keeper
 from kvstrata.tiers.shares import HIGH, LOW, Bound
+from kvstrata.tiers.spaces import Terms, declare
 from kvstrata.tiers.sweep import LEASE_FILE, read_usage
 from kvstrata.tiers.tier import Loaded, Missing, Stored
 from tests.unit.cli.roots import GEOMETRIES, RECORD_BYTES, Root, set_age, tree
@@ -128,6 +129,26 @@ def test_only_of_what_was_named(tmp_path: Path) -> None:
     assert found["held_before"] == 20 * SIZE
     assert evicted(tmp_path, "--to", 5 * SIZE, "--model", "large")["held"] <= 5 * SIZE
     assert len(left(old)) == 20
+
+
+def test_what_engines_ask_for_counts(tmp_path: Path) -> None:
+    """A floor: the young of one go before the old of another."""
+    kept = fill(tmp_path, 20, step=HOUR)
+    other = fill(tmp_path, 20, weights="xyz")
+    declare(kept.directory, Terms(floor=15 * SIZE))
+    found = json.loads(run(tmp_path, "--to", 20 * SIZE, "--dry-run", "--json").stdout)
+    assert found["namespaces"][other.directory.name]["estimate"] >= 14 * SIZE
+    evicted(tmp_path, "--to", 20 * SIZE)
+    assert len(left(kept)) >= 15 and len(left(other)) <= 5
+
+
+def test_a_floor_and_an_age(tmp_path: Path) -> None:
+    kept = fill(tmp_path, 20, step=HOUR)
+    other = fill(tmp_path, 20, step=HOUR, weights="xyz")
+    declare(kept.directory, Terms(floor=15 * SIZE))
+    result = run(tmp_path, "--to", 20 * SIZE, "--older-than", "12h", "--yes")
+    assert result.exit_code == 1
+    assert len(left(kept)) >= 15 and left(other) == list(range(11))
 
 
 def test_chunks_that_share_a_file_go_together(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kvstrata.cli.main import app
 from kvstrata.clock import MonotonicClock
 from kvstrata.tiers.keeper import Keeper
 from kvstrata.tiers.shares import Bound
-from kvstrata.tiers.sweep import namespaces_of
+from kvstrata.tiers.spaces import Terms, declare, find_spaces
 from kvstrata.tiers.tier import Stored
 from tests.unit.cli.roots import GEOMETRIES, RECORD_BYTES, Root, set_age, tree
 
@@ -104,7 +104,7 @@ def test_a_sample_is_within_its_interval_and_reads_its_share(tmp_path: Path) -> 
     for seed in range(trials):
         found = look(
             tmp_path,
-            namespaces_of(tmp_path),
+            [one.path for one in find_spaces(tmp_path)],
             enough=200,
             tenants=False,
             now=root.file_time(),
@@ -142,13 +142,15 @@ def test_chunks_that_share_a_file_count_its_bytes_once(tmp_path: Path) -> None:
 
 def test_the_bound_that_engines_keep_is_told(tmp_path: Path) -> None:
     Root(tmp_path).fill(10)
+    root = Root(tmp_path)
+    declare(root.directory, Terms(floor=1.0))
     Keeper(tmp_path, Bound(capacity=10**7), MonotonicClock(), print).look()
     found = document(tmp_path)
     assert found["bound"]["bytes"] == 10**7
     assert found["bound"]["used"] == 10 * RECORD_BYTES[0]
     assert 0 <= found["bound"]["age_s"] < 60
     assert found["foreign"] == counted(0)
-    assert "bound: 9.537 MiB" in run(tmp_path).stdout
+    assert "bound that engines keep: 9.537 MiB" in run(tmp_path).stdout
 
 
 def test_files_that_cannot_tell_whose_they_are(tmp_path: Path) -> None:
