@@ -91,9 +91,9 @@ def draw(path: Path, ask: Ask, times: Mapping[str, float]) -> None:
                 figure.text(0.005, at, one.title, fontsize=12, fontweight="bold", va="center")
                 continue
             inside = (
-                (x + 0.55) / COLUMNS,
+                (x + 0.9) / COLUMNS,
                 1 - (y + height - 2.3) / rows,
-                (width - 0.75) / COLUMNS,
+                (width - 1.1) / COLUMNS,
                 (height - 3.2) / rows,
             )
             _panel(figure.add_axes(inside), one, ask, times)
