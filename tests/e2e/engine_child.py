@@ -25,6 +25,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
+import torch
 from vllm import LLM, SamplingParams
 from vllm.config import KVEventsConfig
 from vllm.v1.metrics.reader import Counter, Gauge
@@ -97,10 +98,13 @@ class Child:
 
         type(current_platform).check_and_update_config = staticmethod(check)
 
-    def ask(self, prompts: list[list[int]], max_tokens: int = 16) -> list[dict[str, Any]]:
+    def ask(
+        self, prompts: list[list[int]], max_tokens: int = 16, salt: str | None = None
+    ) -> list[dict[str, Any]]:
         """Greedy answers: token ids, log-probability of each, prompt tokens that were cached."""
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=1)
-        requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+        salted = {"cache_salt": salt} if salt is not None else {}
+        requests = [{"prompt_token_ids": prompt, **salted} for prompt in prompts]
         begun = time.monotonic()
         answers = self._llm.generate(requests, sampling, use_tqdm=False)
         return [
@@ -152,6 +156,47 @@ class Child:
     def reset_all(self) -> bool:
         """Empty every tier of this engine, as after a change of weights."""
         return self._llm.reset_prefix_cache(reset_connector=True)
+
+    def call_workers(self, method: str, **arguments: Any) -> None:
+        """What `collective_rpc` asks of the workers."""
+        self._llm.collective_rpc(method, kwargs=arguments)
+
+    def change_some_weights(self) -> None:
+        """A method of somebody's own that changes weights, as vLLM cannot know."""
+
+        def change(worker: Any) -> None:
+            with torch.inference_mode():
+                for name, weight in worker.model_runner.get_model().named_parameters():
+                    if "norm" in name:
+                        weight.add_(0.5)
+
+        self._llm.collective_rpc(change)
+
+    def sleep_and_wake(self, level: int) -> None:
+        """Sleep, and wake up again."""
+        self._llm.sleep(level=level)
+        self._llm.wake_up()
+
+    def begin(self, prompt: list[int], max_tokens: int, steps: int) -> int:
+        """Begin to answer and take some steps; returns the tokens so far. `finish` goes on."""
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        engine = self._llm.llm_engine
+        engine.add_request("begun", {"prompt_token_ids": prompt}, sampling)
+        outputs = [output for _ in range(steps) for output in engine.step()]
+        return len(outputs[-1].outputs[0].token_ids) if outputs else 0
+
+    def finish(self) -> list[int]:
+        """The whole answer that was begun."""
+        engine = self._llm.llm_engine
+        tokens: list[int] = []
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                tokens = list(output.outputs[0].token_ids)
+        return tokens
+
+    def namespace(self) -> str:
+        """Name of the directory that the engine uses now."""
+        return self._scheduler().connector._manager._namespace.directory_name
 
     def idle(self, seconds: float = 60.0) -> bool:
         """Step until nothing is being stored any more; whether that came in time."""

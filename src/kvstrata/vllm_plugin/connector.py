@@ -28,7 +28,8 @@ from kvstrata.vllm_plugin.retention import (
 )
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 from kvstrata.vllm_plugin.stats import tell_endpoints
-from kvstrata.vllm_plugin.weight_changes import Facts, WeightChanges, watch
+from kvstrata.vllm_plugin.turns import Held
+from kvstrata.vllm_plugin.weight_changes import WeightChanges, watch
 
 logger = init_logger(__name__)
 
@@ -115,6 +116,7 @@ class KVStrataConnector(OffloadingConnector):
             {g.group_idx: groups[g.group_idx].layer_names for g in config.kv_group_configs},
             [{"layout": d["layout"]} for d in declared],
             options.label,
+            options.seal,
         )
         self._manager.start(arena, self._geometries, namespace, self._announcer(vllm_config))
         self._manager.publish(
@@ -142,9 +144,9 @@ class KVStrataConnector(OffloadingConnector):
 
     # Weights that change; see `kvstrata.vllm_plugin.weight_changes`.
 
-    def turn(self, facts: Facts | None) -> None:
+    def turn(self, held: Held | None) -> None:
         """What the next reset turns to; None for a namespace that nobody shares."""
-        self._manager.turns.want(facts)
+        self._manager.turns.want(held)
 
     def withhold(self, withheld: bool) -> None:
         """Whether nothing is to be stored or loaded."""

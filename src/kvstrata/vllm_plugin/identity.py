@@ -24,6 +24,7 @@ def engine_namespace(
     layer_names: Mapping[int, Sequence[str]],
     declarations: Sequence[Mapping[str, Any]],
     label: str,
+    seal: str = "none",
 ) -> Namespace:
     """The namespace of an engine.
 
@@ -33,6 +34,8 @@ def engine_namespace(
         layer_names: layers of each group, by group index.
         declarations: every worker's facts about its memory layout, in rank order.
         label: the operator's own distinction.
+        seal: how files are guarded, as the option says; a sealed chunk and another never stand in for
+            each other. Which key seals is no fact, so that keys can be replaced.
     """
     dummy = has_dummy_weights(getattr(vllm_config, "load_config", None))
     facts = {
@@ -46,9 +49,14 @@ def engine_namespace(
         "speculative": speculative_facts(getattr(vllm_config, "speculative_config", None)),
         "engine": engine_facts(),
     }
-    # Only the last part of the name: engines that find one model at two places share one description.
-    name = str(vllm_config.model_config.model).rstrip("/").rsplit("/", 1)[-1]
-    return Namespace(name, plain(facts))
+    if seal != "none":  # what is not sealed stays where it was
+        facts["seal"] = seal
+    return Namespace(model_directory(str(vllm_config.model_config.model)), plain(facts))
+
+
+def model_directory(model: str) -> str:
+    """Only the last part of a model's name: engines that find one at two places share one description."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def model_facts(model_config: Any, dummy: bool = False) -> dict[str, Any]:

@@ -2,9 +2,21 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvstrata.chunks.namespace import Namespace
+
+
+class Held(NamedTuple):
+    """What an engine holds now.
+
+    Attributes:
+        facts: of the namespace that are otherwise than at the engine's start.
+        model: name of the model; None for the one at the start.
+    """
+
+    facts: Mapping[str, Any]
+    model: str | None = None
 
 
 class Turns:
@@ -20,15 +32,11 @@ class Turns:
     def __init__(self, first: Namespace) -> None:
         self._first = first
         self._count = 0
-        self._wanted: Mapping[str, Any] | None = None
+        self._wanted: Held | None = None
 
-    def want(self, facts: Mapping[str, Any] | None) -> None:
-        """What the next reset, and no other, turns to.
-
-        Args:
-            facts: what is otherwise than at the start; empty where nothing is, None where nobody knows.
-        """
-        self._wanted = facts
+    def want(self, held: Held | None) -> None:
+        """What the next reset, and no other, turns to; None where nobody knows."""
+        self._wanted = held
 
     @property
     def wanted(self) -> bool:
@@ -40,5 +48,5 @@ class Turns:
         wanted, self._wanted = self._wanted, None
         if wanted is None:
             self._count += 1
-            wanted = {"reset": [self._count, os.getpid(), os.urandom(8).hex()]}
-        return Namespace(self._first.model, {**self._first.facts, **wanted})
+            wanted = Held({"reset": [self._count, os.getpid(), os.urandom(8).hex()]})
+        return Namespace(wanted.model or self._first.model, {**self._first.facts, **wanted.facts})

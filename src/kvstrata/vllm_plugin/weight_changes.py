@@ -18,19 +18,18 @@ What follows a change:
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from vllm.logger import init_logger
 
+from kvstrata.vllm_plugin.identity import model_directory
+from kvstrata.vllm_plugin.turns import Held
 from kvstrata.vllm_plugin.weights import weights_fingerprint
 from kvstrata.vllm_plugin.weights_digest import weights_digest
 
 logger = init_logger(__name__)
-
-Facts = Mapping[str, Any]
-"""What is otherwise than at the engine's start; enters the namespace."""
 
 HARMLESS = frozenset(
     {
@@ -75,7 +74,7 @@ SLOW_SECONDS = 1.0
 class Cache(Protocol):
     """What of our connector is told; see `KVStrataConnector`."""
 
-    def turn(self, facts: Facts | None) -> None:
+    def turn(self, held: Held | None) -> None:
         """What the next reset turns to; None for a namespace that nobody shares."""
         ...
 
@@ -93,19 +92,20 @@ class WeightChanges:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._weights: Facts | None = {}
+        self._weights: Held | None = Held({})
         self._digest: str | None = None
-        self._known: dict[str, Facts] = {}
+        self._known: dict[str, Held] = {}
         self._adapters: dict[tuple[str, str], str] = {}
         self._replaced: dict[str, str] = {}
         self._stale: Any = None
 
     @property
-    def facts(self) -> Facts | None:
-        """See `Facts`; empty as at the start, None where nobody knows."""
+    def held(self) -> Held | None:
+        """What the engine holds; None where nobody knows."""
         if self._weights is None or not self._replaced:
             return self._weights
-        return {**self._weights, "adapters": self._replaced}
+        facts, model = self._weights
+        return Held({**facts, "adapters": self._replaced}, model)
 
     def remember(self, core: Any) -> None:
         """Before weights may change: what is there belongs to the namespace in use."""
@@ -161,22 +161,23 @@ class WeightChanges:
         if self._stale is not None:
             self._empty(self._stale)
 
-    def _identify(self, checkpoint: str | None) -> Facts | None:
+    def _identify(self, checkpoint: str | None) -> Held | None:
         fingerprint = _checkpoint_fingerprint(checkpoint) if checkpoint else None
-        if fingerprint is not None:
-            named = {"weights": fingerprint, "model": None, "revision": None, "seed": None}
+        if checkpoint and fingerprint is not None:
+            facts = {"weights": fingerprint, "model": None, "revision": None, "seed": None}
+            named = Held(facts, model_directory(checkpoint))
             if self._digest is not None:
                 self._known[self._digest] = named
             return named
         if self._digest is None:
             return None
-        in_memory = {"weights": f"in memory {self._digest}", "model": None, "revision": None}
-        return self._known.setdefault(self._digest, in_memory)
+        facts = {"weights": f"in memory {self._digest}", "model": None, "revision": None}
+        return self._known.setdefault(self._digest, Held(facts))
 
     def _empty(self, core: Any) -> None:
         """Empty the device's cache and ours; while that cannot be done, nothing is stored or loaded."""
         weights, why = self._weights, "blocks are in use"
-        self._cache.turn(self.facts)
+        self._cache.turn(self.held)
         try:
             emptied = core.scheduler.reset_prefix_cache(
                 reset_running_requests=True, reset_connector=True
