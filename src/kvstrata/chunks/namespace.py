@@ -15,6 +15,8 @@ from kvstrata.chunks.checksum import ALGORITHM
 from kvstrata.chunks.record import FINGERPRINT_BYTES, RECORD_VERSION
 
 NAMESPACE_FILE = "namespace.json"
+DESCRIPTION_BYTES = 1 << 20
+"""A `namespace.json` that is longer is none."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 

@@ -12,6 +12,7 @@ from kvstrata.cli.doctor import doctor
 from kvstrata.cli.evicting import evict_down
 from kvstrata.cli.fleet import fleet
 from kvstrata.cli.inspection import inspect
+from kvstrata.cli.keygen import keygen
 from kvstrata.cli.options import options
 from kvstrata.cli.route import route
 from kvstrata.cli.top import top
@@ -65,6 +66,7 @@ app.command()(usage)
 app.command()(verify)
 app.command()(clear)
 app.command("evict")(evict_down)
+app.command()(keygen)
 app.command()(options)
 app.command()(route)
 app.command()(top)

@@ -5,15 +5,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvstrata.cli import console, pool
 from kvstrata.cli.place import is_ours
+from kvstrata.cli.seals import given_keys
 from kvstrata.errors import CONTENT_REASONS, BadReason, RecordError
 from kvstrata.sizes import format_size
 from kvstrata.tiers.catalog import RecordFile, check_record, iter_namespaces, iter_records
+
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import Keyring
 
 BAD_FOUND = 1
 
@@ -26,6 +30,11 @@ class Good:
 @dataclass(frozen=True, slots=True)
 class Gone:
     """The file went away before it was read; an engine beside us may evict or replace it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The record is sealed with a key that was not given: nothing is known about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +54,12 @@ class BadFile:
     removed: bool
 
 
-Verdict = Good | Gone | BadFile
+Verdict = Good | Gone | Sealed | BadFile
 
 
-def examine(namespace: Path, file: RecordFile, remove: bool) -> Verdict:
+def examine(
+    namespace: Path, file: RecordFile, remove: bool, keyring: "Keyring | None" = None
+) -> Verdict:
     """Read and check one record.
 
     Args:
@@ -57,13 +68,16 @@ def examine(namespace: Path, file: RecordFile, remove: bool) -> Verdict:
         remove: delete it where its content is what is wrong. A record of another version, of
             another namespace, or one that could not be read, stays: someone else may read it.
             So does a file that is not where a record of its name belongs.
+        keyring: for sealed records.
     """
     try:
-        before = file.path.stat()
-        check_record(file.path, deep=True)
+        before = file.path.lstat()
+        check_record(file.path, deep=True, keyring=keyring)
     except FileNotFoundError:
         return Gone()
     except RecordError as error:
+        if error.reason is BadReason.SEALED:
+            return Sealed()
         condemned = remove and error.reason in CONTENT_REASONS and is_ours(namespace, file)
         removed = condemned and _remove(file.path, before)
         return BadFile(file.path, error.reason, str(error), removed)
@@ -77,7 +91,7 @@ def examine(namespace: Path, file: RecordFile, remove: bool) -> Verdict:
 def _remove(path: Path, before: os.stat_result) -> bool:
     """Delete `path`, if it is still the file that was read: an engine may have replaced it."""
     try:
-        now = path.stat()
+        now = path.lstat()
         if (now.st_ino, now.st_mtime_ns, now.st_size) != (
             before.st_ino,
             before.st_mtime_ns,
@@ -100,6 +114,7 @@ class Report:
         nbytes: their bytes.
         gone: records that went away before they were read.
         temporary: files that are not published, which are not read.
+        sealed: records that could not be checked for want of their key.
         reasons: bad records by reason.
         removed: bad records deleted.
         bad_files: the first of them.
@@ -110,6 +125,7 @@ class Report:
     nbytes: int = 0
     gone: int = 0
     temporary: int = 0
+    sealed: int = 0
     reasons: Counter[BadReason] = field(default_factory=Counter)
     removed: int = 0
     bad_files: list[BadFile] = field(default_factory=list)
@@ -126,6 +142,7 @@ class Report:
             return
         self.records += 1
         self.nbytes += file.size
+        self.sealed += isinstance(verdict, Sealed)
         if isinstance(verdict, BadFile):
             self.reasons[verdict.reason] += 1
             self.removed += verdict.removed
@@ -144,19 +161,26 @@ def verify(
     threads: Annotated[
         int, typer.Option(min=0, max=256, help="Threads that read; 0 follows the processors.")
     ] = 0,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of keys for sealed records; else the variable KVSTRATA_KEYS."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read every record and check every checksum.
+    """Read every record and check every checksum, or tag where a record is sealed.
+
+    A sealed record whose key is not given is counted, and not checked.
 
     Ends with status 0 if all are good, 1 if a bad one was found (removed or not), 2 if the
     directory cannot be read.
     """
     console.require_root(path)
     report = Report(listed)
+    keyring = given_keys(keys)
     with console.progress("checking") as advance:
         work = pool.each(
             _published(path, report),
-            lambda found: examine(*found, remove),
+            lambda found: examine(*found, remove, keyring),
             threads or pool.default_threads(),
         )
         for (_, file), verdict in work:
@@ -191,6 +215,7 @@ def _document(path: Path, report: Report) -> dict[str, Any]:
         "reasons": {str(reason): count for reason, count in sorted(report.reasons.items())},
         "gone": report.gone,
         "temporary": report.temporary,
+        "sealed_unchecked": report.sealed,
         "bad_files": [
             {
                 "path": str(bad.path),
@@ -210,8 +235,13 @@ def _show(path: Path, report: Report) -> None:
         out.print(f"{report.temporary:,} unpublished temporary files were not read")
     if report.gone:
         out.print(f"{report.gone:,} records went away while this ran")
+    if report.sealed:
+        out.print(
+            f"{report.sealed:,} records are sealed with keys that were not given, and were not checked "
+            f"(--keys FILE)"
+        )
     if not report.bad:
-        out.print("all good")
+        out.print("all others good" if report.sealed else "all good")
         return
     out.print(f"{report.bad:,} bad, {report.removed:,} of them removed")
     reasons = console.table("reason", "records", numbers=["records"])

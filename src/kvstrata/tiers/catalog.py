@@ -1,20 +1,29 @@
 """Looking at a root from outside: its namespaces, its files, and whether each is what it says."""
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kvstrata.chunks.checksum import digest_in_parts
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
-from kvstrata.chunks.namespace import NAMESPACE_FILE
+from kvstrata.chunks.namespace import DESCRIPTION_BYTES, NAMESPACE_FILE
 from kvstrata.chunks.record import FINGERPRINT_BYTES, RecordHeader
 from kvstrata.errors import BadReason, RecordError
+from kvstrata.fileio.beneath import TO_READ, read_small
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.fileio.transfer import read_at
 from kvstrata.tiers.records import chunks_in, find_chunk
+
+if TYPE_CHECKING:
+    from kvstrata.chunks.keyring import Keyring
+
+STEP_BYTES = 1 << 20
+"""Of a block that are in memory at a time: how large it is, is the file's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ def iter_namespaces(root: Path) -> Iterator[NamespaceDir]:
     """
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         fingerprint = fingerprint_of(entry.name)
-        if fingerprint is None or not entry.is_dir():
+        if fingerprint is None or not entry.is_dir(follow_symlinks=False):
             continue
         path = Path(entry.path)
         described = _description(path)
@@ -119,15 +128,20 @@ def names_of(path: Path) -> list[Path]:
         RecordError: the file looks like a segment and is damaged.
         OSError: it cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, TO_READ)
     try:
         status = os.fstat(fd)
         keys = chunks_in(fd) if status.st_nlink > 1 else []
     finally:
         os.close(fd)
     base = path.parents[2]
-    others = [base / relative_path(key) for key in keys]
+    # Nobody has checked what the table says: a key that is none would name another place.
+    others = [base / relative_path(key) for key in keys if _is_key(key)]
     return [path, *(one for one in others if one != path and _is(one, status))]
+
+
+def _is_key(key: ChunkKey) -> bool:
+    return parse_file_name(relative_path(key).rpartition("/")[2]) == key
 
 
 def _is(path: Path, status: os.stat_result) -> bool:
@@ -138,13 +152,16 @@ def _is(path: Path, status: os.stat_result) -> bool:
     return (now.st_ino, now.st_dev) == (status.st_ino, status.st_dev)
 
 
-def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
+def check_record(
+    path: Path, *, deep: bool = True, keyring: "Keyring | None" = None
+) -> RecordHeader:
     """Check that a file is the chunk that its place says, or holds it among others.
 
     Args:
         path: of a published record.
         deep: read all the chunk's blocks and verify their checksums, in bounded memory; else only what the
             file says of it.
+        keyring: for sealed files; see `kvstrata.chunks.keyring.Keyring.kind`.
 
     Returns:
         The header of the chunk's record, or of a segment what it would be.
@@ -154,11 +171,16 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
         OSError: it cannot be read.
     """
     key = parse_file_name(path.name)
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hold us up
+    try:
+        fd = os.open(path, TO_READ)  # a pipe must not hold us up
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RecordError(BadReason.FOREIGN, "a symbolic link") from None
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise RecordError(BadReason.FOREIGN, "not a file")
-        header, start = find_chunk(fd, key or b"")
+        header, start = find_chunk(fd, key or b"", keyring=keyring)
         if key is None or header.key != key or not str(path).endswith(relative_path(key)):
             raise RecordError(
                 BadReason.KEY, f"holds {header.key.hex()}, group {group_of(header.key)}"
@@ -179,15 +201,30 @@ def check_record(path: Path, *, deep: bool = True) -> RecordHeader:
 
 
 def _check_block(fd: int, header: RecordHeader, block: int, offset: int) -> None:
-    data = memoryview(bytearray(header.block_bytes))
+    if header.seal is not None:
+        # Who sealed it has the key, and says how large a block is.
+        data = memoryview(bytearray(header.block_bytes))
+        _fill(fd, data, offset, block)
+        header.verify(block, data)
+        return
+    running = digest_in_parts()
+    step = memoryview(bytearray(min(STEP_BYTES, header.block_bytes)))
+    for begin in range(0, header.block_bytes, STEP_BYTES):
+        part = step[: header.block_bytes - begin]
+        _fill(fd, part, offset + begin, block)
+        running.update(part)
+    if running.digest() != header.checksums[block - header.first_block]:
+        raise RecordError(BadReason.CHECKSUM, f"block {block} of {header.key.hex()}")
+
+
+def _fill(fd: int, data: memoryview, offset: int, block: int) -> None:
     if read_at(fd, [data], offset) < len(data):
         raise RecordError(BadReason.TRUNCATED, f"ends inside block {block}")
-    header.verify(block, data)
 
 
 def _description(directory: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads((directory / NAMESPACE_FILE).read_text())
-    except (OSError, ValueError):
+        document = json.loads(read_small(str(directory / NAMESPACE_FILE), DESCRIPTION_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

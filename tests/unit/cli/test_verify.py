@@ -84,6 +84,7 @@ def test_a_clean_root(tmp_path: Path) -> None:
         "reasons": {},
         "gone": 0,
         "temporary": 0,
+        "sealed_unchecked": 0,
         "bad_files": [],
     }
     result = run(tmp_path)
@@ -179,7 +180,7 @@ def test_what_the_system_refuses(
     root = Root(tmp_path)
     victim = root.fill(3)[1]
 
-    def refuse(path: Path, *, deep: bool) -> Any:
+    def refuse(path: Path, *, deep: bool, keyring: None) -> Any:
         if path == victim:
             raise error
         return check_record(path, deep=deep)
@@ -200,7 +201,7 @@ def test_a_record_that_is_replaced_while_it_is_read_is_not_removed(
     good = victim.read_bytes()
     truncate(victim)
 
-    def check_and_replace(path: Path, *, deep: bool) -> Any:
+    def check_and_replace(path: Path, *, deep: bool, keyring: None) -> Any:
         try:
             return check_record(path, deep=deep)
         finally:
