@@ -91,7 +91,8 @@ def look(arguments: list[str]) -> Answer:
     known: dict[str, Any] = {"exact": exact, "asked_blocks": asked}
     layers = [len(group.layer_names) for group in groups]
     names = {index: group.layer_names for index, group in enumerate(groups)}
-    namespace = engine_namespace(config, geometries, names, [], options.label if options else "")
+    asks = options or Options()
+    namespace = engine_namespace(config, geometries, names, [], asks.label, asks.seal)
     known["scheduler_block"] = _scheduler_block(
         config, groups
     )  # last: it changes the configuration
