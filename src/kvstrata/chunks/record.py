@@ -308,7 +308,9 @@ class ExpectedHeader:
         size, tokens = geometry.block_bytes, geometry.tokens_per_block
         example = encode(RecordHeader(namespace, b"", blocks, 0, tokens, size, none))
         self.header_bytes = len(example)
-        self._blocks = blocks
+        # With fewer blocks the header would have fewer pages.
+        least = max((len(example) - PAGE - _FIXED.size) // DIGEST_BYTES + 1, 1)
+        self._firsts = blocks - least + 1
         self._before_key_length = example[:32]
         self._before_first_block = example[34:40]
         self._before_tenant = example[44:56]
@@ -343,7 +345,7 @@ class ExpectedHeader:
         if not whole or data[: _FIXED.size] != expected:
             return None
         block = int.from_bytes(first, "little")
-        return block if block < self._blocks else None
+        return block if block < self._firsts else None
 
 
 def check_identity(

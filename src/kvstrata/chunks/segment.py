@@ -67,6 +67,8 @@ _SELF_CHECKSUM = slice(64, 80)
 _BEGINNING = struct.pack("<8sI", MAGIC, SEGMENT_VERSION)
 _SEALED_BEGINNING = struct.pack("<8sI", MAGIC, SEALED_SEGMENT_VERSION)
 _MAX_TABLE = (1 << 24) + PAGE * MAX_CHUNKS
+_FILE_END = 1 << 62
+"""No file is so long: behind it the system knows no positions."""
 
 
 class Entry(NamedTuple):
@@ -296,7 +298,8 @@ def _entries(data: memoryview, at: int, blocks: int) -> tuple[dict[ChunkKey, Ent
     """The entries, and where the checksums end that begin at byte `at` of the table."""
     entries: dict[ChunkKey, Entry] = {}
     for key_length, _, first_block, offset, key, tenant in _ENTRY.iter_unpack(data):
-        if key_length > MAX_KEY_BYTES or first_block >= blocks or offset % PAGE or not offset:
+        placed = 0 < offset < _FILE_END and not offset % PAGE
+        if key_length > MAX_KEY_BYTES or first_block >= blocks or not placed:
             raise RecordError(BadReason.HEADER, "a table entry is impossible")
         entries[key[:key_length]] = Entry(first_block, offset, at, tenant, len(entries))
         at += (blocks - first_block) * DIGEST_BYTES

@@ -11,14 +11,13 @@ import json
 import logging
 import os
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
-from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
+from kvstrata.chunks.namespace import DESCRIPTION_BYTES, NAMESPACE_FILE, Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
 from kvstrata.fileio.beneath import TO_READ, check_beneath, check_path, read_small
 from kvstrata.fileio.direct import Direct, DirectPolicy
@@ -26,6 +25,7 @@ from kvstrata.fileio.publish import publish
 from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.chunk_files import SEGMENT_BYTES, ChunkFiles
 from kvstrata.tiers.place import PLACE_FILE, find_place
+from kvstrata.tiers.recency import Recency
 from kvstrata.tiers.records import OpenFile, RecordReader
 from kvstrata.tiers.tier import (
     Bad,
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION_BYTES = 16 << 20
-"""A `namespace.json` that is longer is none."""
-TOUCH_SECONDS = 3600
-"""A file's recency is renewed at most this often."""
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -65,7 +61,7 @@ class FilesystemTier(Tier):
         geometries: by group index.
         fsync: whether a stored chunk must survive a power failure.
         read_only: never write, remove or touch.
-        touch: renew a file's modification time when it is read, so that recency survives.
+        recency: when a file's modification time is renewed by reading it, and when it is past its time.
         segment: payload bytes of small chunks of one group that are written together are one file, up to
             so many; 0 for a file for each chunk.
         direct: when files are read past the page cache.
@@ -85,7 +81,7 @@ class FilesystemTier(Tier):
         *,
         fsync: bool = False,
         read_only: bool = False,
-        touch: bool = True,
+        recency: Recency | None = None,
         segment: int = SEGMENT_BYTES,
         direct: Direct = Direct.NEVER,
         keyring: "Keyring | None" = None,
@@ -115,7 +111,7 @@ class FilesystemTier(Tier):
             for group, geometry in geometries.items()
         }
         self._fsync = fsync
-        self._touch = touch
+        self._recency = recency or Recency()
 
     def prepare(self) -> None:
         """Make the namespace's directory and describe it; turns read-only where it may not be written.
@@ -245,6 +241,9 @@ class FilesystemTier(Tier):
         try:
             if not stat.S_ISREG(status.st_mode):
                 raise RecordError(BadReason.FOREIGN, "not a file")
+            if self._recency.expired(status.st_mtime):
+                self._condemn(path, status)
+                return {index: Missing()}
             most = reader.geometry.payload_bytes * (len(left) + 1)
             with reader.open(fd, min(status.st_size, most)) as file:
                 together = self._together(file, status, wanted, index, left)
@@ -300,7 +299,7 @@ class FilesystemTier(Tier):
                 os.unlink(path)
 
     def _renew(self, fd: int, path: str, status: os.stat_result) -> None:
-        if self._touch and not self.read_only and time.time() - status.st_mtime > TOUCH_SECONDS:
+        if not self.read_only and self._recency.due(status.st_mtime):
             with contextlib.suppress(OSError):
                 check_beneath(fd, path, self._root)
                 os.utime(fd)
@@ -336,7 +335,7 @@ class FilesystemTier(Tier):
             found = json.loads(read_small(str(path), DESCRIPTION_BYTES))["covers"]
         except OSError:
             return  # only people need it, and there may be nothing stored here yet
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             if not self.read_only:  # damaged, as after a power failure
                 with contextlib.suppress(OSError):
                     self._publish_description(str(path))
