@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup models demo demo-fleet test test-zoo soak check format clean distclean
+.PHONY: help setup models demo demo-fleet test test-zoo soak fuzz check format clean distclean
 
 help:  ## show this
 	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +29,10 @@ test-zoo: setup  ## the full examination of every kind of model, with real engin
 
 soak: setup  ## half an hour of random faults, two engines, one directory; build/soak
 	@$(PYTHON) -m lab.soak --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
+
+fuzz: setup  ## five minutes of coverage-guided fuzzing of what reads files and messages; build/fuzz
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --no-deps -r requirements/fuzz.txt
+	@$(PYTHON) -m lab.fuzz --seconds $(or $(SECONDS),300)
 
 check: setup  ## formatting, lint, types, import layers
 	@scripts/check
