@@ -54,10 +54,10 @@ class ChunkKeys:
         seal: the file's.
     """
 
-    def __init__(self, seal: Seal, key: bytes, number: int) -> None:
+    def __init__(self, seal: Seal, key: bytes, cipher: AESGCM, number: int) -> None:
         self.seal = seal
         self._key = key
-        self._cipher = AESGCM(key)
+        self._cipher = cipher
         self._number = number.to_bytes(4, "little")
 
     def close(
@@ -119,7 +119,7 @@ class ChunkKeys:
 
 
 class FileKeys:
-    """The keys of one file.
+    """The keys of one file; for one thread.
 
     Attributes:
         seal: the file's.
@@ -129,7 +129,8 @@ class FileKeys:
         self.seal = seal
         self._keyring = keyring
         self._info = b"kvstrata file" + bytes([seal.kind]) + namespace
-        self._of_header = AESGCM(self._key(NO_TENANT))
+        self._of_tenants: dict[bytes, tuple[bytes, AESGCM]] = {}
+        _, self._of_header = self._of_tenant(NO_TENANT)
 
     def mark(self, header: Buffer) -> bytes:
         """The header's tag: 16 bytes.
@@ -150,11 +151,15 @@ class FileKeys:
             number: of the chunk in a segment, from 0; 0 in a record.
             tenant: the chunk's, 8 bytes.
         """
-        return ChunkKeys(self.seal, self._key(tenant), number)
+        return ChunkKeys(self.seal, *self._of_tenant(tenant), number)
 
-    def _key(self, tenant: bytes) -> bytes:
-        key = self._keyring.of_tenant(self.seal.key_id, tenant)
-        return _derive(key, self.seal.salt, self._info)
+    def _of_tenant(self, tenant: bytes) -> tuple[bytes, AESGCM]:
+        known = self._of_tenants.get(tenant)
+        if known is None:
+            master = self._keyring.of_tenant(self.seal.key_id, tenant)
+            key = _derive(master, self.seal.salt, self._info)
+            known = self._of_tenants[tenant] = key, AESGCM(key)
+        return known
 
 
 class Keyring:
