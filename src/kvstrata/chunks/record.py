@@ -246,21 +246,9 @@ def decode(data: Buffer, keyring: Keyring | None = None, *, check: bool = True) 
     raw = bytearray(memoryview(data)[:length])
     stored = bytes(raw[_SELF_CHECKSUM])
     raw[_SELF_CHECKSUM] = bytes(DIGEST_BYTES)
-    (
-        _magic,
-        version,
-        _length,
-        namespace,
-        key_length,
-        checksum_id,
-        blocks,
-        first_block,
-        tokens_per_block,
-        block_bytes,
-        tenant,
-        _self,
-        key,
-    ) = _FIXED.unpack_from(raw)
+    fields = _FIXED.unpack_from(raw)
+    _, version, _, namespace, key_length, checksum_id, blocks, first_block = fields[:8]
+    tokens_per_block, block_bytes, tenant, _, key = fields[8:]
     seal = read_seal(raw, checksum_id, CHECKSUMS_AT) if version == SEALED_RECORD_VERSION else None
     keys = file_keys(seal, namespace, keyring, "a sealed record") if check else None
     if check and not (digest(raw) == stored if keys is None else keys.marked(raw, stored)):
