@@ -19,7 +19,7 @@ from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import DESCRIPTION_BYTES, NAMESPACE_FILE, Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
-from kvstrata.fileio.beneath import TO_READ, check_beneath, check_path, read_small
+from kvstrata.fileio.beneath import NO_FILES, TO_READ, check_beneath, check_path, read_small
 from kvstrata.fileio.direct import Direct, DirectPolicy
 from kvstrata.fileio.publish import publish
 from kvstrata.fileio.sharing import Sharing
@@ -27,6 +27,7 @@ from kvstrata.tiers.chunk_files import SEGMENT_BYTES, ChunkFiles
 from kvstrata.tiers.place import PLACE_FILE, find_place
 from kvstrata.tiers.recency import Recency
 from kvstrata.tiers.records import OpenFile, RecordReader
+from kvstrata.tiers.root import refuse_strangers, unusable
 from kvstrata.tiers.tier import (
     Bad,
     Failed,
@@ -123,7 +124,8 @@ class FilesystemTier(Tier):
                 engine; says the remedy.
         """
         refusal = None
-        self._refuse_strangers()
+        if not self._world_writable:
+            refuse_strangers(self.root)
         if not self.read_only:
             try:
                 self._describe()
@@ -136,7 +138,7 @@ class FilesystemTier(Tier):
                 os.stat(f"{directory}/.")  # fails where the files inside could not be reached
             except OSError as error:
                 if required or error.errno != errno.ENOENT:
-                    raise _unusable(directory, refusal or error) from error
+                    raise unusable(directory, refusal or error) from error
         self._check_description()
 
     def introduce(self) -> None:
@@ -304,16 +306,6 @@ class FilesystemTier(Tier):
                 check_beneath(fd, path, self._root)
                 os.utime(fd)
 
-    def _refuse_strangers(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be looked at is told of by who uses it
-            if not self._world_writable and os.stat(self.root).st_mode & stat.S_IWOTH:
-                raise ConfigError(
-                    f"the option 'path' cannot be used: everybody may write in {self.root}, and so put "
-                    f"there what the model then reads as its own past; give a directory below it, which is "
-                    f"made for this user alone (such as {self.root / 'kvstrata'}), take the right away "
-                    f"(chmod o-w {self.root}), or accept it (option 'world_writable')"
-                )
-
     def _describe(self) -> None:
         path = f"{self._base}/{NAMESPACE_FILE}"
         if not os.path.exists(path):
@@ -383,18 +375,10 @@ def _keys(directory: str) -> list[ChunkKey]:
     return [key for name in files if (key := parse_file_name(name)) is not None]
 
 
-def _unusable(directory: Path, error: OSError) -> ConfigError:
-    name = errno.errorcode.get(error.errno or 0, "EIO")
-    return ConfigError(
-        f"the option 'path' cannot be used: {directory}: {error.strerror} ({name}); "
-        f"give a directory that this user may create, read and write"
-    )
-
-
 def _read_error(error: OSError) -> ReadOutcome:
     if error.errno in _ABSENT:
         return Missing()
-    if error.errno == errno.ELOOP:
-        return Bad(BadReason.FOREIGN, f"{error}: links are not followed")
+    if error.errno in NO_FILES:
+        return Bad(BadReason.FOREIGN, f"{error}: a link, a socket or a device")
     reason = BadReason.PERMISSION if error.errno in _DENIED else BadReason.IO
     return Bad(reason, str(error))
