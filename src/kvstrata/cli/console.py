@@ -1,11 +1,12 @@
 """How the commands speak: tables and JSON on stdout, progress and errors on stderr."""
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import rich.box
 from rich.console import Console
@@ -21,12 +22,19 @@ from kvstrata.sizes import parse_age as parse_age
 
 def out() -> Console:
     """A console on stdout; made anew each time, since tests and shells replace the stream."""
-    return Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False)
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """A console on stderr."""
-    return Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    if isinstance(stream, io.TextIOWrapper):
+        # Names of files need not be text.
+        stream.reconfigure(errors="backslashreplace")
+    return Console(file=stream, soft_wrap=True, highlight=False, markup=False)
 
 
 def can_ask() -> bool:

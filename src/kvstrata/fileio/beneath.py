@@ -14,6 +14,9 @@ import stat
 TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """Flags; a pipe without a writer would be waited for without the last one."""
 
+NO_FILES = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""How opening with these flags fails where a link, a socket or a device stands, instead of a file."""
+
 
 def check_beneath(fd: int, path: str, base: str) -> None:
     """Check that a file which was opened by its path lies in the directory that the path says.

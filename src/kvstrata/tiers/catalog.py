@@ -1,6 +1,5 @@
 """Looking at a root from outside: its namespaces, its files, and whether each is what it says."""
 
-import errno
 import json
 import os
 import stat
@@ -14,7 +13,7 @@ from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_pa
 from kvstrata.chunks.namespace import DESCRIPTION_BYTES, NAMESPACE_FILE
 from kvstrata.chunks.record import FINGERPRINT_BYTES, RecordHeader
 from kvstrata.errors import BadReason, RecordError
-from kvstrata.fileio.beneath import TO_READ, read_small
+from kvstrata.fileio.beneath import NO_FILES, TO_READ, read_small
 from kvstrata.fileio.publish import TEMPORARY
 from kvstrata.fileio.transfer import read_at
 from kvstrata.tiers.records import chunks_in, find_chunk
@@ -174,8 +173,8 @@ def check_record(
     try:
         fd = os.open(path, TO_READ)  # a pipe must not hold us up
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RecordError(BadReason.FOREIGN, "a symbolic link") from None
+        if error.errno in NO_FILES:
+            raise RecordError(BadReason.FOREIGN, "a link, a socket or a device") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

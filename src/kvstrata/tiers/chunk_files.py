@@ -23,7 +23,7 @@ from kvstrata.chunks.record import (
 )
 from kvstrata.chunks.sealing import SealKind
 from kvstrata.errors import RecordError
-from kvstrata.fileio.beneath import TO_READ
+from kvstrata.fileio.beneath import NO_FILES, TO_READ
 from kvstrata.fileio.publish import publish, publish_linked
 from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.attribution import Attribution
@@ -241,8 +241,8 @@ class ChunkFiles:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                return False  # a link is replaced
+            if error.errno in NO_FILES:
+                return False  # a link, or what else it is, is replaced
             raise
         try:
             status = os.fstat(fd)

@@ -20,6 +20,7 @@ from kvstrata.chunks.geometry import GroupKind
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.fileio.beneath import read_small
 from kvstrata.fileio.publish import publish
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.catalog import fingerprint_of
 from kvstrata.tiers.shares import Claim
 
@@ -109,7 +110,7 @@ def read_terms(directory: str) -> Terms:
         found = msgspec.json.decode(
             read_small(f"{directory}/{TERMS_FILE}", _TERMS_BYTES), type=Terms
         )
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return Terms()
     return Terms(
         floor=max(found.floor, 0.0),
@@ -130,28 +131,32 @@ def windowed_groups(directory: str) -> dict[int, bool]:
         return {}
 
 
-def declare(directory: Path, terms: Terms) -> None:
+def declare(directory: Path, terms: Terms, sharing: Sharing = Sharing.USER) -> float:
     """Say what an engine asks for, and that its namespace is in use; the last engine to say so counts.
+
+    Returns:
+        The time now by the file system's clock.
 
     Raises:
         OSError: it cannot be written.
     """
     path = directory / TERMS_FILE
     if terms != Terms():
-        publish(str(path), [memoryview(msgspec.json.encode(terms))])
+        publish(str(path), [memoryview(msgspec.json.encode(terms))], sharing=sharing)
     else:
         path.unlink(missing_ok=True)
-    stamp(directory)
+    return stamp(directory)
 
 
-def stamp(directory: Path) -> None:
-    """Say that a namespace is in use.
+def stamp(directory: Path) -> float:
+    """Say that a namespace is in use; returns the time now by the file system's clock.
 
     Raises:
         OSError: its description is missing, or not ours to change.
     """
     # The file server's clock, not ours.
     os.utime(directory / NAMESPACE_FILE, follow_symlinks=False)
+    return os.lstat(directory / NAMESPACE_FILE).st_mtime
 
 
 def remove_shell(directory: str) -> bool:

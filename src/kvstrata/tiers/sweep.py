@@ -114,7 +114,7 @@ def read_usage(root: Path) -> Usage | None:
     """What is written down of a root; None where nothing is, or nothing that can be read."""
     try:
         found = msgspec.json.decode(read_small(f"{root}/{USAGE_FILE}", 4096), type=Usage)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return None
     # Whoever can write it can lie; what follows must only be wrong, and only until somebody looks again.
     return msgspec.structs.replace(
