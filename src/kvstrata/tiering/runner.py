@@ -62,6 +62,7 @@ class Job:
 @dataclass(slots=True)
 class _Thread:
     since: float | None = None
+    job: Job | None = None
     replaced: bool = False
 
 
@@ -133,7 +134,7 @@ class Runner:
         self._progress.wait(timeout)
 
     def depth(self, priority: Priority) -> int:
-        """Jobs of this priority that are queued or running."""
+        """Jobs of this priority that are queued or running; not those of threads that were replaced."""
         return self._queued[priority] + self._running[priority]
 
     @property
@@ -152,7 +153,10 @@ class Runner:
             for thread in stuck:
                 replaced = sum(t.replaced for t in self._threads)
                 if not thread.replaced and replaced < MAX_REPLACED and not self._closed:
+                    assert thread.job is not None
                     thread.replaced = True
+                    # It holds nobody up any more: not the next write, nor the engine's rest or end.
+                    self._running[thread.job.priority] -= 1
                     self._start_thread()
             self.exhausted = len(stuck) == len(self._threads)
             return len(stuck)
@@ -228,11 +232,12 @@ class Runner:
                         return
                     self._wake.wait()
                 self._running[job.priority] += 1
-                state.since = self._clock.now()
+                state.since, state.job = self._clock.now(), job
             result = self._work(job)
             with self._wake:
-                state.since = None
-                self._running[job.priority] -= 1
+                state.since = state.job = None
+                if not state.replaced:
+                    self._running[job.priority] -= 1
                 self._ended(job, result)
                 self._wake.notify_all() if self._closed else self._wake.notify()
                 if state.replaced:

@@ -77,6 +77,24 @@ def test_a_stuck_thread_is_replaced_and_its_result_still_counts() -> None:
     assert results == ["prompt", "late"] and runner.tend() == 0
 
 
+def test_a_write_that_hangs_does_not_take_the_only_writer_for_ever() -> None:
+    clock = ManualClock()
+    runner = Runner(2, clock, stuck_after=5)
+    gate, started, results = threading.Event(), threading.Event(), []
+    runner.submit(Priority.WRITE, lambda: (started.set(), gate.wait(), "late")[2], results.append)
+    started.wait()
+    runner.submit(Priority.WRITE, lambda: "next", results.append)
+    clock.advance(6)
+    assert runner.tend() == 1
+    drain(runner, 1)
+    assert results == ["next"]
+    assert not runner.busy and runner.depth(Priority.WRITE) == 0
+    gate.set()
+    drain(runner, 1)
+    assert results == ["next", "late"] and not runner.busy
+    assert runner.close(1)
+
+
 def test_when_everything_is_stuck_it_says_so() -> None:
     clock = ManualClock()
     runner = Runner(1, clock, stuck_after=5)
