@@ -111,22 +111,23 @@ def requests(rounds: int, tokens: int, samples: Samples, console: Console) -> No
     keys.unlink(missing_ok=True)
     add_key(str(keys), KEY, "bench", first=True)
     benches: dict[str, Bench] = {}
+    longest = 2 * tokens  # what pushes the prompt out of memory; a smaller arena would drop stores
     with ExitStack() as stack:
         for way in WAYS:
             directory = PLACE / f"ttft-{way}"
             shutil.rmtree(directory, ignore_errors=True)
-            kv = {"path": str(directory), "memory": arena_bytes(MODEL, tokens), "seal": way}
+            kv = {"path": str(directory), "memory": arena_bytes(MODEL, longest), "seal": way}
             server = EngineServer(
                 MODEL,
                 DIRECTORY / f"crypto-{way}.log",
                 kv=kv if way == "none" else {**kv, "keys": str(keys)},
-                max_model_len=tokens + 1024,
+                max_model_len=longest + 1024,
                 device_bytes=DEVICE_BYTES,
                 threads=os.cpu_count() or 1,
             )
             stack.enter_context(server)
             server.warm_up()
-            benches[way] = Bench(server, directory, console, [tokens])
+            benches[way] = Bench(server, directory, console, [tokens, longest])
             benches[way].fill()
             _confirm(benches[way], tokens)
         for turn in range(rounds):

@@ -53,6 +53,7 @@ class Engine:
     layers: dict[str, Any]
     num_blocks: int = BLOCKS
     label: str = ""
+    seal: str = "none"
     geometries: list[GroupGeometry] = dataclasses.field(
         default_factory=lambda: [
             GroupGeometry(0, GroupKind.FULL, 16, 2, (512,)),
@@ -66,8 +67,9 @@ class Engine:
     def namespace(self) -> Namespace:
         layout = layout_facts(self.caches, self.num_blocks, self.layers)
         ranks = len(self.geometries[0].rank_block_bytes)
+        layouts = [{"layout": layout}] * ranks
         return engine_namespace(
-            self.config, self.geometries, self.groups, [{"layout": layout}] * ranks, self.label
+            self.config, self.geometries, self.groups, layouts, self.label, self.seal
         )
 
     def regroup(self, group: int, **changes: Any) -> None:
@@ -250,6 +252,8 @@ DIFFERENCES: dict[str, Callable[[Engine], None]] = {
     "layers of a group": lambda e: e.groups.update({0: ["layer.7"]}),
     "order of layers": lambda e: e.groups.update({0: ["layer.1"], 1: ["layer.0"]}),
     "label": lambda e: setattr(e, "label", "blue"),
+    "seal": lambda e: setattr(e, "seal", "encrypt"),
+    "other seal": lambda e: setattr(e, "seal", "authenticate"),
     "draft model": draft("some/draft"),
     "another draft model": draft("some/other"),
     "strides": all_caches(heads_first),
