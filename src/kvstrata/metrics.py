@@ -76,6 +76,13 @@ WRITES_DROPPED = Metric(
     "Chunks that were not stored: no slot free, write queue full, torn by the engine, or a write error.",
     ("reason",),
 )
+NOT_ADMITTED = Metric(
+    "kvstrata_not_admitted",
+    Kind.COUNTER,
+    "Chunks that were not written to storage though they could have been, by reason: policy (option "
+    "admission), request (the request's own kv_transfer_params.store).",
+    ("reason",),
+)
 BAD_RECORDS = Metric(
     "kvstrata_bad_records",
     Kind.COUNTER,
@@ -100,6 +107,13 @@ LOAD_WAIT = Metric(
     "Seconds from a request's first lookup until its chunks were in memory or given up.",
     (),
     (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+)
+TENANT_BYTES = Metric(
+    "kvstrata_tenant_bytes",
+    Kind.GAUGE,
+    "Bytes that tenants keep below a tier's path, as last estimated: those that the option 'tenants' names, "
+    "default for the others together, and nobody; only with that option.",
+    ("tier", "tenant"),
 )
 STUCK_THREADS = Metric(
     "kvstrata_stuck_threads", Kind.GAUGE, "I/O threads in a call that does not return."
@@ -162,6 +176,7 @@ ALL = (
     ARENA_BYTES,
     QUEUE_DEPTH,
     WRITES_DROPPED,
+    NOT_ADMITTED,
     BAD_RECORDS,
     READ_DEADLINES,
     JUNCTIONS,

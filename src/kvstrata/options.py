@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from kvstrata.chunks.tenants import TenantTerms, read_terms
 from kvstrata.errors import ConfigError
 from kvstrata.option_values import (
     MAX_LABEL,
@@ -60,6 +61,9 @@ SEALS = ("none", "authenticate", "encrypt")
 SHARED_WITH = ("user", "group")
 """Who else may use the files."""
 
+ADMISSION = ("always", "measured", "second-sight")
+"""Names of the policies for writes."""
+
 DIRECT = ("auto", "never", "always")
 """When files are read past the page cache."""
 
@@ -106,6 +110,7 @@ class Options:
         label: text that enters the namespace.
         shm_dir: absolute directory of a memory filesystem.
         eviction: name of the memory tier's policy.
+        admission: name of the policy for writes to the filesystem tier.
         announce: whether KV events tell what the filesystem tier held when the engine started.
         capacity: of all that kvstrata keeps below `path`; None for no bound.
         keep_free: bytes of the file system that are left to others.
@@ -113,6 +118,7 @@ class Options:
         floor: bytes that the engine's namespace keeps before others go.
         weight: ages of the namespace's files count divided by this.
         unused_after: seconds after which a namespace that nobody uses goes first.
+        tenants: what tenants may hold; None for no limits.
         seal: how files are guarded against strangers.
         keys: absolute path of the file that holds the keys; None for the environment's.
         shared_with: who else may use the files.
@@ -210,6 +216,13 @@ class Options:
         "Which chunks leave a full memory tier: whole boundaries of least worth, as learned from what is "
         "reused; those unused for longest; or as ARC says.",
     )
+    admission: str = _option(
+        "always",
+        one_of(ADMISSION),
+        " or ".join(f'"{name}"' for name in ADMISSION),
+        "What is written to `path`: everything; at once only prefixes of kinds that were asked again often "
+        "enough, others when they are; or nothing before it is asked a second time.",
+    )
     announce: bool = _option(
         True,
         read_flag,
@@ -260,6 +273,14 @@ class Options:
         "Where something has to go, namespaces that nobody has used for so long go first; an empty one goes "
         "altogether.",
         unit="age",
+    )
+    tenants: TenantTerms | None = _option(  # noqa: RUF009  # as the others: a field with metadata
+        None,
+        read_terms,
+        '{"default": {"quota": "10GiB", "weight": 1}, "<name>": {...}}',
+        "What tenants (requests of one `cache_salt`) may hold below `path`: bytes, and their part of a full "
+        "one. `kvstrata tenant SALT` tells a tenant's name.",
+        unset="not set: what they use",
     )
     seal: str = _option(
         "none",

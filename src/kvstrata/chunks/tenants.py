@@ -11,10 +11,15 @@ Without a key whoever reads the directory can try salts that can be guessed; wit
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from kvstrata.chunks.record import NO_TENANT, TENANT_BYTES
+from kvstrata.option_values import read_positive_size, read_weight
 
+DEFAULT = "default"
+"""What stands in options for all tenants that are not named."""
 NAME_BYTES = 16
 _NAME = re.compile(r"[0-9a-f]{32}")
 _KEY_BYTES = 64
@@ -60,3 +65,55 @@ def read_name(text: str) -> bytes:
     if not _NAME.fullmatch(text):
         raise ValueError("a tenant's name has 32 hexadecimal digits: kvstrata tenant SALT")
     return bytes.fromhex(text)
+
+
+class Terms(NamedTuple):
+    """What one tenant may hold.
+
+    Attributes:
+        quota: bytes of all its chunks, or None.
+        weight: its part of a full root, compared with the other tenants'.
+    """
+
+    quota: int | None = None
+    weight: float = 1.0
+
+
+class TenantTerms(NamedTuple):
+    """What each tenant may hold.
+
+    Attributes:
+        default: of those that are not named.
+        named: by the tenant's name.
+    """
+
+    default: Terms
+    named: Mapping[bytes, Terms]
+
+
+def name_key(master: bytes) -> bytes:
+    """The key of tenants' names, 32 bytes, that follows from a key that seals; tells nothing about that."""
+    return hashlib.blake2b(key=master, digest_size=32, person=b"kvstrata names").digest()
+
+
+def read_terms(value: object) -> TenantTerms:
+    """Terms by tenant, as an operator writes them: `{"default": {"quota": "10GiB"}, NAME: {"weight": 2}}`.
+
+    Raises:
+        ValueError: a hint, where there is one.
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError
+    read = {str(who): _read_one(str(who), terms) for who, terms in value.items()}
+    named = {read_name(who): terms for who, terms in read.items() if who != DEFAULT}
+    return TenantTerms(read.get(DEFAULT, Terms()), named)
+
+
+def _read_one(who: str, terms: object) -> Terms:
+    if not isinstance(terms, Mapping) or not terms.keys() <= {"quota", "weight"}:
+        raise ValueError(f"{who} has a quota, a weight, or both")
+    try:
+        quota = read_positive_size(terms["quota"]) if terms.get("quota") is not None else None
+        return Terms(quota, read_weight(terms.get("weight", 1.0)))
+    except ValueError:
+        raise ValueError(f"the quota or the weight of {who} is none") from None

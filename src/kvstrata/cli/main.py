@@ -15,6 +15,7 @@ from kvstrata.cli.inspection import inspect
 from kvstrata.cli.keygen import keygen
 from kvstrata.cli.options import options
 from kvstrata.cli.route import route
+from kvstrata.cli.tenant import tenant
 from kvstrata.cli.top import top
 from kvstrata.cli.usage import usage
 from kvstrata.cli.verification import verify
@@ -69,6 +70,7 @@ app.command("evict")(evict_down)
 app.command()(keygen)
 app.command()(options)
 app.command()(route)
+app.command()(tenant)
 app.command()(top)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(doctor)
 app.add_typer(fleet, name="fleet")

@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.tenants import tenant_name
 from kvstrata.errors import ConfigError
+from kvstrata.tiering.admitting import Keep, read_keep
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiers.arena import Arena
 from kvstrata.vllm_plugin.announcer import Announcer
@@ -26,6 +27,7 @@ from kvstrata.vllm_plugin.retention import (
     single_block_reason,
     state_block,
 )
+from kvstrata.vllm_plugin.seals import tenants_key
 from kvstrata.vllm_plugin.spec import SPEC_NAME, KVStrataSpec
 from kvstrata.vllm_plugin.stats import tell_endpoints
 from kvstrata.vllm_plugin.turns import Held
@@ -91,6 +93,7 @@ class KVStrataConnector(OffloadingConnector):
             manager = self.connector_scheduler.manager
             assert isinstance(manager, KVStrataManager)
             self._manager = manager
+            self._name_key = tenants_key(manager.options)
             self._start(vllm_config)
             self.changes = WeightChanges(self)
             watch(engine_core(), _changes_in)
@@ -162,9 +165,12 @@ class KVStrataConnector(OffloadingConnector):
         """See vLLM; called between two steps."""
         self.changes.tend()
         super().on_new_request(request)
+        context = self.scheduler._req_status[request.request_id].req_context
+        asked = (request.kv_transfer_params or {}).get("store")
+        if asked is not None:
+            context.set_state(read_keep(asked))
         if request.cache_salt:
-            context = self.scheduler._req_status[request.request_id].req_context
-            context.set_state(Tenant(tenant_name(request.cache_salt)))
+            context.set_state(Tenant(tenant_name(request.cache_salt, self._name_key)))
 
     def has_pending_push_work(self) -> bool:
         """See vLLM; called between two steps, when there are no requests."""
@@ -217,10 +223,15 @@ class KVStrataConnector(OffloadingConnector):
                 shape,
                 shape.computed + num_external_tokens,
                 [request.shared_prefix_boundary],
+                self._keep(request.request_id),
             )
             self._manager.scheduled(
                 request.request_id, shape.computed, num_external_tokens, shape.tokens
             )
+
+    def _keep(self, request_id: str) -> Keep:
+        context = self.scheduler._req_status[request_id].req_context
+        return context.get_state(Keep) or Keep.EVERYWHERE
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """See vLLM; stores whose blocks and chunks disagree are withheld."""

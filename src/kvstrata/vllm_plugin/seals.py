@@ -4,12 +4,25 @@ import os
 from typing import TYPE_CHECKING
 
 from kvstrata.chunks.sealing import SealKind
+from kvstrata.chunks.tenants import name_key
 from kvstrata.errors import ConfigError
 from kvstrata.fileio.key_file import find_keys
 from kvstrata.options import Options
 
 if TYPE_CHECKING:
     from kvstrata.chunks.keyring import Keyring
+
+
+def tenants_key(options: Options) -> bytes:
+    """What tenants' names are hashed with: follows from the key that seals; nothing where nothing is sealed.
+
+    Raises:
+        ConfigError: there are no keys, or they cannot be used; says the remedy.
+    """
+    if options.seal not in _KINDS:
+        return b""
+    return name_key(find_keys(options.keys, os.environ)[0])
+
 
 _KINDS = {"authenticate": SealKind.AUTHENTICATED, "encrypt": SealKind.ENCRYPTED}
 

@@ -1,6 +1,7 @@
 """The storage tier that the options ask for."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,15 +11,21 @@ from kvstrata.chunks.namespace import Namespace
 from kvstrata.clock import Clock
 from kvstrata.errors import BadReason
 from kvstrata.fileio.direct import Direct
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.options import Options
 from kvstrata.tiers.bounded import BoundedTier
 from kvstrata.tiers.breaker import BreakerTier
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.keeper import Done
 from kvstrata.tiers.metered import MeteredTier
+from kvstrata.tiers.recency import Recency
 from kvstrata.tiers.shares import Bound
+from kvstrata.tiers.spaces import Terms, declare
+from kvstrata.tiers.sweep import read_usage
+from kvstrata.tiers.tenants import QuotaTier
 from kvstrata.tiers.tier import Bad, ReadOutcome, Tier, WriteOutcome
 from kvstrata.vllm_plugin.processors import usable_processors
+from kvstrata.vllm_plugin.seals import open_keyring
 
 logger = logging.getLogger("vllm.kvstrata")
 
@@ -55,15 +62,19 @@ def open_storage(
     """
     if options.path is None:
         return None
+    recency = Recency(options.ttl or 0.0, enabled=options.touch)
     tier = FilesystemTier(
         Path(options.path),
         namespace,
         geometries,
         fsync=options.fsync,
         read_only=options.read_only,
-        touch=options.touch,
+        recency=recency,
         segment=options.segment,
         direct=Direct(options.direct),
+        keyring=open_keyring(options),
+        sharing=Sharing(options.shared_with),
+        world_writable=options.world_writable,
     )
     tier.prepare()
     if followed:
@@ -94,7 +105,23 @@ def open_storage(
     if tier.read_only:
         return guarded
     largest = max(geometry.payload_bytes for geometry in geometries.values())
-    return _bounded(guarded, tier.directory, largest, options, clock, counters)
+    _declare(tier.directory, options, recency)
+    bounded = _bounded(guarded, tier.directory, largest, options, clock, counters, recency)
+    return _limited(bounded, Path(options.path), namespace, options, counters)
+
+
+def _declare(directory: Path, options: Options, recency: Recency) -> None:
+    """Say what the engine asks of whoever evicts, and find out the file system's time."""
+    terms = Terms(options.floor, options.weight, options.ttl or 0.0)
+    try:
+        recency.learn(declare(directory, terms, Sharing(options.shared_with)))
+    except OSError as error:
+        logger.warning(
+            "kvstrata: cannot say in %s what this engine asks for (%s); options 'floor', 'weight' and "
+            "'ttl' do not count for other engines until it can at a start",
+            directory,
+            error,
+        )
 
 
 def _bounded(
@@ -104,21 +131,54 @@ def _bounded(
     options: Options,
     clock: Clock,
     counters: m.Metrics,
+    recency: Recency,
 ) -> Tier:
     """The tier, within the bound that the options give."""
     nbytes, share = options.capacity or (None, None)
     bound = Bound(nbytes, share, options.keep_free)
-    if not bound:
+    if not bound and options.ttl is None:
         return tier
 
     def looked(done: Done) -> None:
         """Count what one look led to; called by the keeper's thread."""
         counters.level(m.STORED_BYTES, done.usage.used, ("filesystem", "used"))
-        counters.level(m.STORED_BYTES, done.usage.bound, ("filesystem", "bound"))
+        if bound:
+            counters.level(m.STORED_BYTES, done.usage.bound, ("filesystem", "bound"))
         if done.nbytes:
             counters.count(m.EVICTED_BYTES, done.nbytes, ("filesystem",))
 
-    return BoundedTier(tier, directory, bound, largest, clock, looked)
+    return BoundedTier(
+        tier,
+        directory,
+        bound,
+        largest,
+        clock,
+        looked,
+        unused_after=options.unused_after,
+        recency=recency,
+        sharing=Sharing(options.shared_with),
+    )
+
+
+def _limited(
+    tier: Tier, root: Path, namespace: Namespace, options: Options, counters: m.Metrics
+) -> Tier:
+    """The tier, within what the options leave to each tenant."""
+    if options.tenants is None:
+        return tier
+
+    def bound() -> float:
+        """Of the root, as its keeper found it."""
+        usage = read_usage(root)
+        return usage.bound if usage is not None and usage.bound else math.inf
+
+    def looked(held: Mapping[str, float]) -> None:
+        """Publish what tenants hold; called by the tier's thread."""
+        for tenant, nbytes in held.items():
+            counters.level(m.TENANT_BYTES, nbytes, ("filesystem", tenant))
+
+    sharing = Sharing(options.shared_with)
+    return QuotaTier(tier, root, namespace, options.tenants, bound, looked, sharing)
 
 
 class _Watch:
