@@ -197,6 +197,16 @@ def mixture(seed: int) -> Iterator[Prompt]:
             yield next(writer.random.choices(sources, weights)[0])
 
 
+def library(seed: int, documents: int = 150) -> Iterator[Prompt]:
+    """Documents that are all read once beforehand, and then asked about, each as likely as the others."""
+    writer = Writer(seed)
+    shelf = [writer.text(1000, 6000) for _ in range(documents)]
+    for document in shelf:
+        yield (document,)
+    while True:
+        yield (writer.random.choice(shelf), writer.text(50, 500))
+
+
 TRACES: dict[str, Callable[[int], Iterator[Prompt]]] = {
     "popular": popular,
     "chats": chats,
@@ -205,3 +215,5 @@ TRACES: dict[str, Callable[[int], Iterator[Prompt]]] = {
     "mixture": mixture,
 }
 """Makers of prompts by name; each takes a seed."""
+STORAGE_TRACES = {**TRACES, "library": library}
+"""Those that a storage tier is measured with, where what comes again much later counts too."""

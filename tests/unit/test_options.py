@@ -131,6 +131,7 @@ def test_defaults() -> None:
         label="",
         shm_dir="/dev/shm",
         eviction="boundary",
+        admission="always",
     )
 
 
@@ -149,6 +150,7 @@ def test_every_option_is_read() -> None:
         "label": "blue ☂",
         "shm_dir": "/run/shm",
         "eviction": "lru",
+        "admission": "measured",
         "announce": False,
         "capacity": "75%",
         "keep_free": "10GiB",
@@ -229,6 +231,11 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("label", "text of at most 200", [1, True, "x" * 201, "\ud800"]),
     ("shm_dir", "absolute directory", ["shm", "", 1]),
     ("eviction", '"boundary" or "lru" or "arc"', ["fifo", "LRU", 1, [], True]),
+    (
+        "admission",
+        '"always" or "measured" or "second-sight"',
+        ["second_sight", "ALWAYS", 1, [], True],
+    ),
     ("announce", "true or false", [1, 0, "yes", "off"]),
     ("capacity", 'such as "80%"', ["0%", "101%", "-5%", 0, "0", True, "much", "5 percent", "1e1%"]),
     ("keep_free", "a size", [-1, "10%", True, "some"]),

@@ -12,12 +12,14 @@ from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, make_key
 from kvstrata.clock import Clock
+from kvstrata.tiering.admitting import OPTED_OUT, Admitting, Keep
 from kvstrata.tiering.announcements import Announcements, TierEvent
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.promotions import Promotions
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiering.usage import describe_answer, describe_use
 from kvstrata.tiering.writes import WriteBehind
+from kvstrata.tiers.admission import Admission, Always
 from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
@@ -45,6 +47,7 @@ class TieredCache:
         store_queue: payload bytes that may wait to be written.
         counters: where everything is counted.
         announced: see `Announcements`; None when nobody follows the events.
+        admission: which chunks are written to storage; None for all.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class TieredCache:
         store_queue: int,
         counters: m.Metrics,
         announced: Callable[[ChunkKey], bool] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         assert (storage is None) == (runner is None)
         self.memory = memory
@@ -76,6 +80,7 @@ class TieredCache:
         self.loads = Promotions(
             memory, storage, runner, clock, read_deadline, counters, self._size, self._events
         )
+        self._admitting = Admitting(memory, admission or Always(), counters)
         self._writes = WriteBehind(memory, store_queue, counters, self._events.written, self._size)
 
     @property
@@ -107,10 +112,15 @@ class TieredCache:
         """These chunks were used, though not loaded (the device holds them)."""
         self.memory.touch(keys)
 
-    # Uses, for eviction.
+    # Uses, for eviction and admission.
 
     def used(
-        self, request: str, shape: RequestShape, resumed: int, junctions: Iterable[int] = ()
+        self,
+        request: str,
+        shape: RequestShape,
+        resumed: int,
+        junctions: Iterable[int] = (),
+        keep: Keep = Keep.EVERYWHERE,
     ) -> None:
         """A request is scheduled.
 
@@ -119,7 +129,13 @@ class TieredCache:
             shape: what it is.
             resumed: tokens that it need not compute.
             junctions: tokens before which it also leaves its windowed groups' states.
+            keep: where its chunks may be kept.
         """
+        if keep is Keep.EVERYWHERE and self._storage is not None and self._runner is not None:
+            held = max(resumed, self.loads.shared(request))
+            due = self._admitting.saw(request, shape, held)
+            if due:
+                self._writes.submit(due, self._storage, self._runner)
         use = describe_use(shape, resumed, junctions)
         if use is None:
             return
@@ -147,6 +163,7 @@ class TieredCache:
     def ended(self, request: str) -> None:
         """The request is gone: so is its load."""
         self.loads.drop(request)
+        self._admitting.ended(request)
         use = self._uses.pop(request, None)
         if use is not None:
             self.memory.used(use)
@@ -154,18 +171,22 @@ class TieredCache:
     # Stores.
 
     def prepare_store(
-        self, keys: Iterable[ChunkKey], mark: bytes | None = None
+        self, keys: Iterable[ChunkKey], mark: bytes | None = None, keep: Keep = Keep.EVERYWHERE
     ) -> list[tuple[ChunkKey, int]]:
         """Find places for chunks that the device is about to give.
 
         Args:
             keys: of the chunks.
             mark: of the tenant that they belong to, 8 bytes; None for nobody's.
+            keep: where they may be kept.
 
         Returns:
             Those that are new and got a place, in order, with the byte offset of their slot.
         """
         wanted = list(dict.fromkeys(keys))
+        if keep is Keep.NOWHERE:
+            self._counters.count(m.NOT_ADMITTED, len(wanted), (OPTED_OUT,))
+            return []
         entry_of = self.memory.entry
         accepted: list[tuple[ChunkKey, int]] = []
         start = 0
@@ -178,6 +199,10 @@ class TieredCache:
                 end += 1
             new = wanted[start:end]
             places = self.memory.reserve_all(new, "device")
+            if mark is not None:
+                for place in places:
+                    if place is not None:
+                        place.owner = mark
             got = [(k, e.offset) for k, e in zip(new, places, strict=True) if e is not None]
             if len(got) < len(new):
                 self._counters.count(m.WRITES_DROPPED, len(new) - len(got), ("no_slot",))
@@ -185,8 +210,11 @@ class TieredCache:
             start = end
         for (key, _), number in zip(accepted, self._order, strict=False):
             self._storing[key] = number
-        if mark is not None and self._storage is not None:
-            self._writes.attribute([key for key, _ in accepted], mark)
+        if self._storage is not None:
+            if keep is Keep.EVERYWHERE:
+                self._admitting.offered(wanted)
+            else:
+                self._admitting.keep_from_storage([key for key, _ in accepted])
         return accepted
 
     def complete_store(
@@ -211,7 +239,7 @@ class TieredCache:
             self.memory.abort(key)
         if lost:
             self.loads.arrived(lost, readable=False)
-            self._writes.forget(lost)
+            self._admitting.forget(lost)
             self._counters.count(m.WRITES_DROPPED, len(lost), ("torn",))
         stored = [key for key in ended if key not in torn] if torn else ended
         self.memory.commit_all([(key, first_blocks.get(key, 0)) for key in stored])
@@ -219,7 +247,8 @@ class TieredCache:
         if stored:
             self._events.stored(stored)
             if self._storage is not None and self._runner is not None:
-                self._writes.submit(stored, self._storage, self._runner)
+                admitted = self._admitting.admit(stored)
+                self._writes.submit(admitted, self._storage, self._runner)
 
     # Housekeeping.
 
@@ -250,7 +279,7 @@ class TieredCache:
         """
         self.loads.drop_all()
         device = set(self._storing)
-        self._writes.forget(list(device))
+        self._admitting.forget(list(device))
         self._storing.clear()
         unreadable = []
         for key in self.memory.clear():

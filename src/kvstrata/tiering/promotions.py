@@ -114,6 +114,10 @@ class Promotions:
         load = self._loads.get(request)
         return load.plan.boundary if load is not None and load.plan is not None else None
 
+    def shared(self, request: str) -> int:
+        """Tokens of the request that the full groups alone held; 0 without a load. See `LoadPlan.shared`."""
+        return self._loads[request].shared if request in self._loads else 0
+
     def junction(self, request: str) -> int:
         """Tokens at which the request should keep its windowed groups for others; see `planner.junction`.
 

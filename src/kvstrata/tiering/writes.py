@@ -9,6 +9,7 @@ from kvstrata.chunks.key import ChunkKey
 from kvstrata.chunks.record import NO_TENANT
 from kvstrata.tiering.loads import batches
 from kvstrata.tiering.runner import Priority, Runner
+from kvstrata.tiers.entry import Entry
 from kvstrata.tiers.lifecycle import State
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import SET_ASIDE, Failed, Present, Stored, Tier, WriteOutcome
@@ -47,21 +48,15 @@ class WriteBehind:
         self._on_written = on_written
         self._size_of = size_of
         self._active: dict[ChunkKey, int] = {}
-        self._owners: dict[ChunkKey, bytes] = {}
         self._backlog = 0
         self._failures: Counter[str] = Counter()
 
-    def attribute(self, keys: Sequence[ChunkKey], mark: bytes) -> None:
-        """Chunks that are to be stored belong to this tenant; see `Tier.attribute`."""
-        self._owners.update(dict.fromkeys(keys, mark))
-
-    def forget(self, keys: Sequence[ChunkKey]) -> None:
-        """These chunks will not be stored."""
-        for key in keys if self._owners else ():
-            self._owners.pop(key, None)
-
     def submit(self, keys: Sequence[ChunkKey], storage: Tier, runner: Runner) -> None:
-        """Queue readable chunks, in the order in which they should become visible."""
+        """Queue readable chunks, in the order in which they should become visible.
+
+        Those for which there is no room are withheld, and so is what fails to be written: they get another
+        chance when a request uses them.
+        """
         accepted: list[ChunkKey] = []
         for key in keys:
             if key in self._active:
@@ -69,8 +64,9 @@ class WriteBehind:
             size = self._size_of(key)
             if self._backlog + size > self._queue_bytes:
                 self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
-                self.forget([key])
+                self._entry(key).withheld = True
                 continue
+            self._entry(key).withheld = False
             self._active[key] = size
             self._backlog += size
             accepted.append(key)
@@ -89,8 +85,8 @@ class WriteBehind:
         self, batch: list[tuple[ChunkKey, int]], storage: Tier
     ) -> tuple[Callable[[], list[WriteOutcome]], Callable[[list[WriteOutcome] | None], None]]:
         sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
-        owners = self._owners
-        marks = {k: owners.pop(k) for k, _ in batch if k in owners} if owners else {}
+        owners = {key: self._entry(key).owner for key, _ in batch}
+        marks = {key: owner for key, owner in owners.items() if owner != NO_TENANT}
 
         def work() -> list[WriteOutcome]:
             if not marks:
@@ -116,9 +112,10 @@ class WriteBehind:
             for key, outcome in zip(keys, outcomes, strict=False)
             if isinstance(outcome, Stored | Present)
         ]
-        for outcome in outcomes:
+        for key, outcome in zip(keys, outcomes, strict=False):
             if isinstance(outcome, Failed):
                 self._failed(outcome)
+                self._entry(key).withheld = True
         # An abandoned chunk keeps its place until the cache releases it.
         readable = [key for key in keys if self._state(key) is State.PINNED]
         self._memory.unpin(readable)
@@ -126,9 +123,12 @@ class WriteBehind:
             self._on_written(storage, written)
 
     def _first_block(self, key: ChunkKey) -> int:
+        return self._entry(key).first_block
+
+    def _entry(self, key: ChunkKey) -> Entry:
         entry = self._memory.entry(key)
         assert entry is not None
-        return entry.first_block
+        return entry
 
     def _state(self, key: ChunkKey) -> State | None:
         entry = self._memory.entry(key)

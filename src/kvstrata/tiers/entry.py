@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kvstrata.chunks.record import NO_TENANT
 from kvstrata.tiers.lifecycle import State
 
 
@@ -15,6 +16,8 @@ class Entry:
         first_block: blocks before this one hold no valid bytes.
         pins: readers.
         origin: name of the tier that the bytes came from ("device" or a storage tier).
+        withheld: whether storage was not given the bytes, though it may lack them.
+        owner: mark of the tenant that the chunk belongs to, 8 bytes; see `kvstrata.chunks.record`.
     """
 
     offset: int
@@ -22,3 +25,5 @@ class Entry:
     first_block: int = 0
     pins: int = 0
     origin: str = "device"
+    withheld: bool = False
+    owner: bytes = NO_TENANT

@@ -26,9 +26,11 @@ from kvstrata.clock import Clock, MonotonicClock
 from kvstrata.doctor.findings import Finding
 from kvstrata.options import Options
 from kvstrata.sizes import format_size
+from kvstrata.tiering.admitting import Keep
 from kvstrata.tiering.cache import TieredCache
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.runner import Runner
+from kvstrata.tiers.admission import ADMISSIONS
 from kvstrata.tiers.arena import Arena
 from kvstrata.tiers.eviction_choice import POLICIES
 from kvstrata.tiers.memory import MemoryTier
@@ -139,6 +141,7 @@ class KVStrataManager(OffloadingManager):
             store_queue=min(self._options.store_queue, arena.data_bytes // 2),
             counters=self._counters,
             announced=announcer.announced if announcer is not None else None,
+            admission=ADMISSIONS[self._options.admission](),
         )
         self._granted = self._cache.loads.granted
         logger.info(
@@ -253,7 +256,8 @@ class KVStrataManager(OffloadingManager):
         """Reserve places for new chunks. What is known already, or finds no place, is left out."""
         tenant = req_context.get_state(Tenant)
         mark = tenant_mark(tenant.name, self._fingerprint) if tenant is not None else None
-        accepted = self.cache.prepare_store(keys, mark) if not self.withheld else []
+        keep = req_context.get_state(Keep) or Keep.EVERYWHERE
+        accepted = self.cache.prepare_store(keys, mark, keep) if not self.withheld else []
         return PrepareStoreOutput(
             keys_to_store=[key for key, _ in accepted],
             store_spec=self._slots(accepted),
