@@ -63,27 +63,9 @@ def open_storage(
     if options.path is None:
         return None
     recency = Recency(options.ttl or 0.0, enabled=options.touch)
-    tier = FilesystemTier(
-        Path(options.path),
-        namespace,
-        geometries,
-        fsync=options.fsync,
-        read_only=options.read_only,
-        recency=recency,
-        segment=options.segment,
-        direct=Direct(options.direct),
-        keyring=open_keyring(options),
-        sharing=Sharing(options.shared_with),
-        world_writable=options.world_writable,
-    )
-    tier.prepare()
+    tier = _open_files(options, Path(options.path), namespace, geometries, recency)
     if followed:
         tier.introduce()
-    if tier.read_only and not options.read_only:
-        logger.warning(
-            "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
-            options.path,
-        )
 
     # Told from the start: what first appears with a fault does not rise for those who watch its rate.
     counters.count(m.READ_DEADLINES, 0)
@@ -108,6 +90,40 @@ def open_storage(
     _declare(tier.directory, options, recency)
     bounded = _bounded(guarded, tier.directory, largest, options, clock, counters, recency)
     return _limited(bounded, Path(options.path), namespace, options, counters)
+
+
+def _open_files(
+    options: Options,
+    root: Path,
+    namespace: Namespace,
+    geometries: Mapping[int, GroupGeometry],
+    recency: Recency,
+) -> FilesystemTier:
+    """The files themselves.
+
+    Raises:
+        ConfigError: the path cannot be used.
+    """
+    tier = FilesystemTier(
+        root,
+        namespace,
+        geometries,
+        fsync=options.fsync,
+        read_only=options.read_only,
+        recency=recency,
+        segment=options.segment,
+        direct=Direct(options.direct),
+        keyring=open_keyring(options),
+        sharing=Sharing(options.shared_with),
+        world_writable=options.world_writable,
+    )
+    tier.prepare()
+    if tier.read_only and not options.read_only:
+        logger.warning(
+            "kvstrata: %s cannot be written; chunks are read from it, but none are stored",
+            options.path,
+        )
+    return tier
 
 
 def _declare(directory: Path, options: Options, recency: Recency) -> None:
