@@ -107,6 +107,8 @@ def _panel(axes: Axes, panel: Panel, ask: Ask, times: Mapping[str, float]) -> No
         for query, template in panel.queries
         for series in ask(filled(query))
     ]
+    if len(lines) > MOST_LEGENDS:  # those that say something get a name
+        lines.sort(key=lambda line: -max(float(text) for _, text in line[1]))
     axes.set_title(panel.title, loc="left")
     axes.set_facecolor("white")
     axes.grid(color="#e4e4e4", linewidth=0.6)

@@ -18,6 +18,8 @@ from kvstrata.errors import ConfigError
 
 SILENT = 1
 LEAST_EVERY, MOST_EVERY = 0.2, 3600.0
+WIDE = 160
+"""Columns of what is printed for no terminal."""
 PATIENCE = 15.0
 """Seconds that the first looks of `--once` and `--json` may take, beside the pause between them."""
 
@@ -63,8 +65,10 @@ class Watcher:
         try:
             looks = (Look(time.monotonic(), read(self._fetch(self._url))),)
         except (OSError, ValueError) as failure:
-            # urllib wraps what happened: its own text says no more, in brackets.
-            error = f"{getattr(failure, 'reason', failure)}" or type(failure).__name__
+            # urllib wraps what the system says: its own text says no more, in brackets.
+            reason = getattr(failure, "reason", None)
+            error = str(reason if isinstance(reason, OSError) else failure)
+            error = error or type(failure).__name__
         with self._guard:
             self._tried, self._error = True, error
             kept = [
@@ -162,7 +166,10 @@ def top(
     if as_json:
         console.print_json(top_view.as_dict(watched, together))
     else:
-        console.out().print(top_view.screen(watched, together))
+        out = console.out()
+        if not out.is_terminal:
+            out.width = WIDE
+        out.print(top_view.screen(watched, together))
     if any(one.row is None for one in watched):
         raise typer.Exit(SILENT)
 

@@ -13,8 +13,11 @@ from kvstrata.cli import console
 from kvstrata.cli.watched import COMPUTED, TIERS, Amount, EngineRow, RouterRow
 from kvstrata.sizes import format_size
 
-NUMBERS = ("req/s", "run/wait", "tokens/s", "ttft p50/p90", "load p50/p90", "read/s", "write/s")
 ALL = "all"
+FOLDED = frozenset({"state", "stored", "trouble", "router"})
+LEAST = 6
+"""Columns of what folds, also on a narrow screen."""
+SENTENCES = FOLDED | {"engine", "process", "from", "queues", "replicas"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,15 +38,17 @@ class Watched:
 
 
 def screen(watched: Sequence[Watched], together: EngineRow | None) -> RenderableType:
-    """Everything: engines, what is wrong with them, routers."""
+    """Everything: engines, routers, and what went wrong. Times are percentiles, 50th/90th."""
     engines = [one for one in watched if not isinstance(one.row, RouterRow)]
     routers = [one for one in watched if isinstance(one.row, RouterRow)]
     parts: list[RenderableType] = []
     if engines:
         whole = [Watched(ALL, together)] if together is not None and len(engines) > 1 else []
-        parts += [_engines([*engines, *whole]), _troubles(engines)]
+        rows = [*engines, *whole]
+        parts += [_serving(rows), _storing(rows)]
     if routers:
         parts.append(_routers(routers))
+    parts.append(_troubles(watched))
     return Group(*parts)
 
 
@@ -60,79 +65,97 @@ def as_dict(watched: Sequence[Watched], together: EngineRow | None) -> dict[str,
     }
 
 
-def _engines(watched: Sequence[Watched]) -> Table:
-    columns = ("engine", *NUMBERS[:3], "from", *NUMBERS[3:], "queues", "stored", "state")
-    shown = console.table(*columns, numbers=NUMBERS)
+def _serving(watched: Sequence[Watched]) -> Table:
+    shown = _table("engine", "req/s", "run/wait", "tokens/s", "ttft", "from", "state")
     for one in watched:
         row = one.row
-        if not isinstance(row, EngineRow):
-            shown.add_row(one.name, *["-"] * (len(columns) - 2), _state(one))
-            continue
-        shown.add_row(
-            one.name,
-            f"{row.requests_per_s:.1f}",
-            f"{row.running:.0f}/{row.waiting:.0f}",
-            f"{row.prompt_tokens_per_s:,.0f}",
-            shares(row.shares, (*TIERS, COMPUTED)),
-            _times(row.ttft),
-            _times(row.load_wait),
-            _bytes_by_tier(row.read_bytes_per_s),
-            _bytes_by_tier(row.written_bytes_per_s),
-            " ".join(f"{name} {depth:.0f}" for name, depth in row.queues.items()) or "-",
-            _stored(row),
-            _state(one),
-        )
+        if isinstance(row, EngineRow):
+            figures = (
+                f"{row.requests_per_s:.1f}",
+                f"{row.running:.0f}/{row.waiting:.0f}",
+                f"{row.prompt_tokens_per_s:,.0f}",
+                _times(row.ttft),
+                shares(row.shares, (*TIERS, COMPUTED)),
+            )
+        else:
+            figures = ("-",) * 5
+        shown.add_row(one.name, *figures, _state(one))
     return shown
 
 
-def _troubles(engines: Sequence[Watched]) -> RenderableType:
-    """One line for each engine and each kind of trouble that it had: new ones, and all since it began."""
-    shown = console.table("engine", "trouble", "new", "since start", numbers=("new", "since start"))
-    for one in engines:
-        if not isinstance(one.row, EngineRow):
-            continue
+def _storing(watched: Sequence[Watched]) -> Table:
+    shown = _table("engine", "load wait", "read/s", "written/s", "queues", "stored")
+    for one in watched:
         row = one.row
-        counted = {
+        if isinstance(row, EngineRow) and row.ours:
+            shown.add_row(
+                one.name,
+                _times(row.load_wait),
+                _bytes_by_tier(row.read_bytes_per_s),
+                _bytes_by_tier(row.written_bytes_per_s),
+                "\n".join(f"{name} {depth:.0f}" for name, depth in row.queues.items()) or "-",
+                _stored(row),
+            )
+    return shown
+
+
+def _troubles(watched: Sequence[Watched]) -> RenderableType:
+    """One line for each process and each kind of trouble that it had: new ones, and all since it began."""
+    shown = _table("process", "trouble", "new", "since start")
+    for one in watched:
+        for what, amount in _counted(one.row).items():
+            if amount.all:
+                figures = f"+{amount.new:,.0f}", f"{amount.all:,.0f}"
+                shown.add_row(one.name, what, *figures, style="yellow" if amount.new else "")
+    return shown if shown.row_count else Text("nothing dropped, nothing bad", style="green")
+
+
+def _counted(row: EngineRow | RouterRow | None) -> dict[str, Amount]:
+    if isinstance(row, EngineRow):
+        return {
             **{f"not stored: {reason}": amount for reason, amount in row.dropped.items()},
             **{f"bad record: {reason}": amount for reason, amount in row.bad.items()},
             "read not in time": row.deadlines,
             "preempted": row.preempted,
         }
-        for what, amount in counted.items():
-            if amount.all:
-                style = "yellow" if amount.new else ""
-                shown.add_row(one.name, what, *_amount(amount), style=style)
-    return shown if shown.row_count else Text("nothing dropped, nothing bad", style="green")
+    if isinstance(row, RouterRow):
+        refused = {f"refused: {code}": amount for code, amount in row.refused.items()}
+        return {**refused, "tried again elsewhere": row.retried}
+    return {}
 
 
 def _routers(watched: Sequence[Watched]) -> Table:
-    numbers = ("answers/s", "in flight/wait", "ttft p50/p90")
-    columns = ("router", *numbers[:2], "from", numbers[2], "replicas", "events", "refused", "state")
-    shown = console.table(*columns, numbers=numbers)
+    shown = _table("router", "answers/s", "busy/wait", "ttft", "from", "replicas", "state")
     for one in watched:
         row = one.row
         assert isinstance(row, RouterRow)
         statuses = (f"{status} {rate:.1f}" for status, rate in sorted(row.answers_per_s.items()))
-        refused = (f"{code} +{n.new:.0f}/{n.all:.0f}" for code, n in row.refused.items())
-        retried = f"retried +{row.retried.new:.0f}/{row.retried.all:.0f}" if row.retried.all else ""
         shown.add_row(
             one.name,
             "\n".join(statuses) or "-",
             f"{row.in_flight:.0f}/{row.waiting:.0f}",
-            shares(row.shares, ("device", "memory", "storage", COMPUTED)),
             _times(row.ttft),
-            _counts(row.replicas),
-            _counts(row.trust),
-            "\n".join(filter(None, (*refused, retried))) or "-",
+            shares(row.shares, ("device", "memory", "storage", COMPUTED)),
+            _counts(row.replicas, row.trust),
             _state(one),
         )
     return shown
 
 
+def _table(*columns: str) -> Table:
+    """Only what is said in sentences folds: a figure in two lines is none."""
+    shown = console.table(*columns, numbers=set(columns) - SENTENCES)
+    for column in shown.columns:
+        column.no_wrap = column.header not in FOLDED
+        column.min_width = LEAST if column.header in FOLDED else None
+        column.justify = "left" if column.header in SENTENCES else "right"
+    return shown
+
+
 def shares(found: Mapping[str, float], names: Sequence[str]) -> str:
-    """Shares in percent, in the order of `names`; "-" without any."""
+    """Shares in percent, one a line, in the order of `names`; "-" without any."""
     known = [*(name for name in names if name in found), *(set(found) - set(names))]
-    return " ".join(f"{name} {100 * found[name]:.0f}%" for name in known) or "-"
+    return "\n".join(f"{name} {100 * found[name]:.0f}%" for name in known) or "-"
 
 
 def _state(one: Watched) -> Text:
@@ -193,9 +216,5 @@ def _time(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
-def _amount(amount: Amount) -> tuple[str, str]:
-    return f"+{amount.new:,.0f}", f"{amount.all:,.0f}"
-
-
-def _counts(found: Mapping[str, float]) -> str:
-    return " ".join(f"{count:.0f} {name}" for name, count in found.items()) or "-"
+def _counts(*found: Mapping[str, float]) -> str:
+    return "\n".join(f"{count:.0f} {name}" for one in found for name, count in one.items()) or "-"

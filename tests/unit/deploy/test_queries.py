@@ -104,6 +104,14 @@ def test_every_alert_leads_to_a_runbook() -> None:
 START = 1_700_000_000
 STEP = 30
 LOOKS = 40
+SILENT = {
+    "Chunks not stored",
+    "What tenants keep",
+    "Set aside",
+    "Findings of the doctor",
+    "Answers",
+}
+"""Panels with a query after what did not happen while it was recorded: refusals, tenants, findings, ..."""
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +155,7 @@ def test_a_prometheus_answers_every_query_with_what_was_recorded(filled: Prometh
             assert answer, f"{where}: {query}"
         else:
             silent.append(where)
-    # Nothing of the kind happened while it was recorded.
-    assert len(silent) <= 4, silent
+    assert set(silent) <= SILENT
     for name, rule in shipped.alerts().items():
         filled.now(rule["expr"], at)  # raises where Prometheus refuses it
         assert name
