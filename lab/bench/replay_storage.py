@@ -124,9 +124,10 @@ class Replica:
 
     def _load(self, plan: LoadPlan) -> list[ChunkKey]:
         memory = self._memory
-        loaded = [key for key in plan.keys() if memory.held(key)]
+        wanted = plan.keys()
+        loaded = [key for key in wanted if memory.held(key)]
         memory.pin(loaded)
-        missing = [key for key in plan.keys() if not memory.held(key)]
+        missing = [key for key in wanted if not memory.held(key)]
         for key in missing:
             self._storage.read(key)
             if memory.reserve(key, "filesystem") is not None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstrata.chunks.tenants import TenantTerms, Terms
 from kvstrata.cli.options import markdown
 from kvstrata.errors import ConfigError
 from kvstrata.options import ENGINE_KEYS, Capacity, Options, option_table
@@ -158,6 +159,7 @@ def test_every_option_is_read() -> None:
         "floor": "1GiB",
         "weight": 2,
         "unused_after": "12h",
+        "tenants": {"default": {"quota": "1GiB"}, "00" * 16: {"weight": 2}},
         "seal": "encrypt",
         "keys": "/etc/kvstrata/keys",
         "shared_with": "group",
@@ -167,6 +169,7 @@ def test_every_option_is_read() -> None:
     expected = {**given_values, "memory": 2**33, "store_queue": 10**9}
     expected |= {"segment": 2 * 10**6, "capacity": Capacity(share=0.75), "keep_free": 10 << 30}
     expected |= {"ttl": 7 * 86400.0, "floor": 1 << 30, "weight": 2.0, "unused_after": 43200.0}
+    expected["tenants"] = TenantTerms(Terms(1 << 30), {bytes(16): Terms(None, 2.0)})
     expected |= {"read_deadline": 2.0, "read_only": True, "touch": False}
     assert dataclasses.asdict(Options.parse(given_values)) == expected
 

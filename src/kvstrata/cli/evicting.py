@@ -1,6 +1,9 @@
 """`kvstrata evict`: bring a root down to a number of bytes, as engines with such a bound would."""
 
+import contextlib
+import os
 import random
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +18,7 @@ from kvstrata.cli.choosing import choose_namespaces
 from kvstrata.cli.estimates import CONFIDENCE, Sum
 from kvstrata.errors import ConfigError
 from kvstrata.fileio.lease import lease
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.sizes import format_size, parse_size
 from kvstrata.tiers.keeper import FUTURE
 from kvstrata.tiers.ring import Contents, Directories, sample, walk
@@ -23,6 +27,7 @@ from kvstrata.tiers.spaces import Space, claims_of, find_spaces
 from kvstrata.tiers.sweep import (
     LEASE_FILE,
     ORPHANED,
+    USAGE_FILE,
     Swept,
     file_system_time,
     read_usage,
@@ -233,14 +238,32 @@ def _sweep(order: Order, due: Eviction, places: Iterator[tuple[int, Contents]]) 
     if known is not None:
         # Engines that wait for their turn find out that there is room.
         used = max(known.used - swept.nbytes, 0.0)
-        write_usage(order.root, msgspec.structs.replace(known, round=known.round + 1, used=used))
+        told = msgspec.structs.replace(known, round=known.round + 1, used=used)
+        write_usage(order.root, told, _sharing(order.root))
+        _hand_over(order.root, USAGE_FILE)
     return swept
 
 
 def _now(root: Path) -> float:
     """The time by the file system's clock."""
+    found = (root / LEASE_FILE).exists()
     with lease(f"{root}/{LEASE_FILE}"):  # makes the file, whoever has it
+        if not found:
+            _hand_over(root, LEASE_FILE)
         return file_system_time(root)
+
+
+def _sharing(root: Path) -> Sharing:
+    return Sharing.GROUP if root.stat().st_mode & stat.S_IWGRP else Sharing.USER
+
+
+def _hand_over(root: Path, name: str) -> None:
+    """Make a file that this command made belong to whom the root does: engines must be able to use it."""
+    path, owner = root / name, root.stat()
+    with contextlib.suppress(OSError):
+        if os.geteuid() == 0:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        path.chmod(_sharing(root).file_mode)
 
 
 def _ask(plan: Plan) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.keeper import Done, Keeper, keys_in
 from kvstrata.tiers.passing import PassingTier
+from kvstrata.tiers.recency import Recency
 from kvstrata.tiers.shares import Bound
 from kvstrata.tiers.tier import Failed, Tier, Transfer, WriteOutcome
 
@@ -21,10 +23,13 @@ class BoundedTier(PassingTier):
     Args:
         inner: the tier, with all that may keep it from writing.
         directory: of its namespace, in the root that is bounded.
-        bound: of the root.
+        bound: of the root; may be none, where only what is past its time goes.
         chunk: bytes of the largest chunk that is written.
         clock: for the pace.
         watch: told after each look at the root; called by the keeper's thread.
+        unused_after: seconds after which a namespace that nobody uses goes first; 0 for never.
+        recency: told what is known of the root.
+        sharing: who may use what is written down of the root.
     """
 
     def __init__(
@@ -35,13 +40,27 @@ class BoundedTier(PassingTier):
         chunk: int,
         clock: Clock,
         watch: Callable[[Done], None],
+        *,
+        unused_after: float = 0.0,
+        recency: Recency | None = None,
+        sharing: Sharing = Sharing.USER,
     ) -> None:
         super().__init__(inner)
         self._directory = str(directory)
         self._watch = watch
         self._guard = threading.Lock()
         self._removed: list[ChunkKey] = []
-        self._keeper = Keeper(directory.parent, bound, clock, self._told, chunk)
+        self._keeper = Keeper(
+            directory.parent,
+            bound,
+            clock,
+            self._told,
+            chunk,
+            own=directory,
+            unused_after=unused_after,
+            recency=recency,
+            sharing=sharing,
+        )
         self._keeper.start()
 
     def write(self, key: ChunkKey, payload: memoryview, first_block: int = 0) -> WriteOutcome:

@@ -20,6 +20,7 @@ import msgspec
 from kvstrata.chunks.key import ChunkKey, parse_file_name
 from kvstrata.clock import Clock
 from kvstrata.fileio.lease import lease
+from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.recency import Recency
 from kvstrata.tiers.ring import Contents, Directories, sample, stretch, walk
 from kvstrata.tiers.shares import (
@@ -100,6 +101,7 @@ class Keeper:
         own: directory of the engine's namespace, which is said to be in use as long as it runs.
         unused_after: seconds after which a namespace that nobody uses goes first; 0 for never.
         recency: told of the file system's time, and of the age at which files go.
+        sharing: who may read what is written down of the root.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Keeper:
         own: Path | None = None,
         unused_after: float = 0.0,
         recency: Recency | None = None,
+        sharing: Sharing = Sharing.USER,
     ) -> None:
         self._root = root
         self._bound = bound
@@ -125,6 +128,7 @@ class Keeper:
         self._stamped = clock.now()
         self._unused_after = unused_after
         self._recency = recency
+        self._sharing = sharing
         self._pause = REST_SECONDS
         self._guard = threading.Lock()
         self._room = 0.0
@@ -165,7 +169,7 @@ class Keeper:
         """
         with self._guard:
             before = self._written
-        with lease(f"{self._root}/{LEASE_FILE}") as got:
+        with lease(f"{self._root}/{LEASE_FILE}", self._sharing) as got:
             known = read_usage(self._root) or Usage()
             done = self._tend(known) if got else Done(known)
         if not got and known.round == self._round:
@@ -250,11 +254,11 @@ class Keeper:
         done = Done(usage)
         due = evict(seen, bound, self._chunk, claims, now) if self._bound else None
         if due is not None:
-            write_usage(self._root, usage)
+            write_usage(self._root, usage, self._sharing)
             done = self._evict(root, spaces, due, usage, now)
         done = self._patrol(root, spaces, done, now)
         self._remove_shells(spaces, newest, now)
-        write_usage(self._root, done.usage)
+        write_usage(self._root, done.usage, self._sharing)
         return done
 
     def _evict(

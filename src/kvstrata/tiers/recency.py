@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 SHARE = 1 / 8
 """Of the age at which files go."""
-MOST_SECONDS = 3600.0
+TOUCH_SECONDS = 3600.0
 """A time is never more wrong than that, however old files grow."""
 LEAST_SECONDS = 1.0
 PER_SECOND = 2000.0
@@ -79,4 +79,6 @@ class Recency:
 
     def _limit(self, age: float) -> float:
         shortest = min((one for one in (age, self._ttl) if one > 0), default=0.0)
-        return min(max(SHARE * shortest, LEAST_SECONDS), MOST_SECONDS) if shortest else MOST_SECONDS
+        return (
+            min(max(SHARE * shortest, LEAST_SECONDS), TOUCH_SECONDS) if shortest else TOUCH_SECONDS
+        )

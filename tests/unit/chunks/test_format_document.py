@@ -14,7 +14,8 @@ from kvstrata.chunks.namespace import Namespace
 from kvstrata.chunks.record import MAX_BLOCKS, RECORD_VERSION, SEALED_RECORD_VERSION
 from kvstrata.chunks.segment import MAX_CHUNKS, SEALED_SEGMENT_VERSION, SEGMENT_VERSION
 from kvstrata.errors import CONTENT_REASONS, BadReason
-from kvstrata.tiers.filesystem import TOUCH_SECONDS, FilesystemTier
+from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.recency import TOUCH_SECONDS
 from kvstrata.tiers.tier import Stored
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "on-disk-format.md").read_text()

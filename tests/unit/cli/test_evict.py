@@ -1,6 +1,7 @@
 """`kvstrata evict`: the oldest go until so much is left, beside engines that run and without any."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kvstrata.fileio.lease import lease
 from kvstrata.tiers.keeper import Done, Keeper
 from kvstrata.tiers.shares import HIGH, LOW, Bound
 from kvstrata.tiers.spaces import Terms, declare
-from kvstrata.tiers.sweep import LEASE_FILE, read_usage
+from kvstrata.tiers.sweep import LEASE_FILE, USAGE_FILE, read_usage
 from kvstrata.tiers.tier import Loaded, Missing, Stored
 from tests.unit.cli.roots import GEOMETRIES, RECORD_BYTES, Root, set_age, tree
 
@@ -190,6 +191,21 @@ def test_engines_get_the_lease_now_and_then_and_their_bound_stays(
     kept = read_usage(tmp_path)
     assert kept is not None and kept.bound == 200 * SIZE
     assert kept.used == pytest.approx(found["held"], abs=2 * SIZE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("shared", [False, True])
+def test_engines_of_another_user_can_use_what_root_made(tmp_path: Path, shared: bool) -> None:
+    fill(tmp_path, 10)
+    Keeper(tmp_path, Bound(capacity=99 * SIZE), MonotonicClock(), print).look()
+    (tmp_path / LEASE_FILE).unlink()
+    os.chown(tmp_path, 4711, 4712)
+    tmp_path.chmod(0o2770 if shared else 0o700)
+    evicted(tmp_path, "--to", 5 * SIZE)
+    for name in (LEASE_FILE, USAGE_FILE):
+        status = (tmp_path / name).stat()
+        assert (status.st_uid, status.st_gid) == (4711, 4712)
+        assert status.st_mode & 0o777 == (0o660 if shared else 0o600)
 
 
 def test_no_engine_keeps_a_bound_so_none_is_written_down(tmp_path: Path) -> None:

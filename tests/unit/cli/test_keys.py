@@ -109,7 +109,11 @@ def test_sealed_records_are_checked_with_their_keys(tmp_path: Path) -> None:
     assert without.exit_code == 0 and "9 records are sealed" in without.stdout
     assert "9 records are sealed" in run("verify", root, "--keys", other).stdout
     known = run("verify", root, "--keys", files)
-    assert known.exit_code == 0 and "records are sealed" not in known.stdout and "all good" in known.stdout
+    assert (
+        known.exit_code == 0
+        and "records are sealed" not in known.stdout
+        and "all good" in known.stdout
+    )
     for key in (KEYS[0], KEYS[3]):
         path = tier.directory / relative_path(key)
         content = bytearray(path.read_bytes())

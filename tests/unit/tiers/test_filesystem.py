@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,9 +19,9 @@ from kvstrata.chunks.namespace import NAMESPACE_FILE, Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
 from kvstrata.fileio.publish import publish
 from kvstrata.testing.damage import Damage, damage
-from kvstrata.tiers import filesystem
 from kvstrata.tiers.catalog import check_record
 from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.recency import TOUCH_SECONDS, Recency
 from kvstrata.tiers.tier import Bad, Failed, Loaded, Missing, Present, Stored
 
 NAMESPACE = Namespace("org/tiny", {"weights": "abc"})
@@ -32,7 +33,7 @@ KEY = make_key(hashlib.sha256(b"chunk").digest(), 0)
 OTHER = make_key(hashlib.sha256(b"other").digest(), 0)
 
 
-def open_tier(root: Path, namespace: Namespace = NAMESPACE, **options: bool) -> FilesystemTier:
+def open_tier(root: Path, namespace: Namespace = NAMESPACE, **options: Any) -> FilesystemTier:
     tier = FilesystemTier(root / "kv", namespace, GEOMETRIES, **options)
     tier.prepare()
     return tier
@@ -253,18 +254,18 @@ def test_a_directory_that_vanishes_is_made_anew(tier: FilesystemTier) -> None:
 def test_reading_renews_a_files_time_but_rarely(tier: FilesystemTier) -> None:
     tier.write(KEY, payload_of(KEY))
     path = path_of(tier, KEY)
-    old = time.time() - filesystem.TOUCH_SECONDS - 60
+    old = time.time() - TOUCH_SECONDS - 60
     os.utime(path, (old, old))
     read(tier)
     assert path.stat().st_mtime > time.time() - 600
-    recent = time.time() - filesystem.TOUCH_SECONDS / 2
+    recent = time.time() - TOUCH_SECONDS / 2
     os.utime(path, (recent, recent))
     read(tier)
     assert path.stat().st_mtime == pytest.approx(recent, abs=1)
 
 
-@pytest.mark.parametrize("options", [{"touch": False}, {"read_only": True}])
-def test_nothing_is_touched_where_it_must_not_be(tmp_path: Path, options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("options", [{"recency": Recency(enabled=False)}, {"read_only": True}])
+def test_nothing_is_touched_where_it_must_not_be(tmp_path: Path, options: dict[str, Any]) -> None:
     open_tier(tmp_path).write(KEY, payload_of(KEY))
     tier = open_tier(tmp_path, **options)
     path = path_of(tier, KEY)

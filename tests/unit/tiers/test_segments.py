@@ -21,7 +21,8 @@ from kvstrata.chunks.namespace import Namespace
 from kvstrata.errors import CONTENT_REASONS, BadReason, RecordError
 from kvstrata.testing.damage import Damage, damage, forge
 from kvstrata.tiers.catalog import check_record, iter_records, names_of
-from kvstrata.tiers.filesystem import TOUCH_SECONDS, FilesystemTier
+from kvstrata.tiers.filesystem import FilesystemTier
+from kvstrata.tiers.recency import TOUCH_SECONDS
 from kvstrata.tiers.tier import Bad, Failed, Loaded, Missing, Present, ReadOutcome, Stored
 
 NAMESPACE = Namespace("org/tiny", {"weights": "abc"})
