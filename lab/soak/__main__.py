@@ -1,4 +1,4 @@
-"""Two engines, one directory, random faults, requests with known answers.
+"""Engines on one directory, random faults, requests with known answers.
 
 `python -m lab.soak --minutes 30 --seed 1`; writes build/soak/report.json and report.md. The status is 0 if
 no answer was wrong, nothing hung or died that should not, and nothing leaked.
@@ -19,7 +19,7 @@ from lab.soak import report
 from lab.soak.engines import EngineError
 from lab.soak.faults import kinds
 from lab.soak.place import open_place
-from lab.soak.plan import CYCLE, WARM, rounds
+from lab.soak.plan import CYCLE, ENGINES, WARM, rounds
 from lab.soak.run import MODEL, Soak
 
 FAILED = 1
@@ -46,6 +46,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--capacity", type=parse_size, default=0, help="bound of the directory, such as 24MiB"
     )
+    parser.add_argument("--engines", type=int, default=ENGINES, help="on one directory, 2 or more")
     parser.add_argument("--output", type=Path, default=report.DIRECTORY, help="directory")
     return parser.parse_args(arguments)
 
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_plan(options: argparse.Namespace) -> int:
     with open_place() as place:
-        planned = rounds(options.seed, kinds(place, control=options.control, calm=options.calm))
+        planned = rounds(
+            options.seed,
+            kinds(place, control=options.control, calm=options.calm),
+            options.engines,
+        )
         for one in itertools.islice(planned, options.rounds or 100):
             sizes = "+".join(str(len(prompts)) for prompts in one.prompts)
             happens = [f"end {window.kind}" for window in one.ends]
@@ -107,6 +112,7 @@ def _soak(options: argparse.Namespace) -> int:
             control=options.control,
             calm=options.calm,
             bound=options.capacity,
+            engines=options.engines,
         )
         try:
             soak.run(options.seed, goes_on)
@@ -116,6 +122,7 @@ def _soak(options: argparse.Namespace) -> int:
             facts = {
                 "seed": options.seed,
                 "minutes": round((time.monotonic() - begun) / 60, 1),
+                "engines": options.engines,
                 "faults": "of engines alone" if options.calm else "of all kinds",
                 "bound": format_size(options.capacity) if options.capacity else "none",
                 "file system of its own": "yes" if place.mounted else "no",

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 ENGINES = 2
+"""Engines, unless more are asked for."""
 STORM = 36
 """Rounds of a cycle in which faults may be on."""
 QUIET = 4
@@ -224,23 +225,25 @@ class Talk:
         return prompt
 
 
-def rounds(seed: int, kinds: Kinds) -> Iterator[Round]:
+def rounds(seed: int, kinds: Kinds, engines: int = ENGINES) -> Iterator[Round]:
     """The plan, without end; stop wherever you like after a round with `check`.
 
     Args:
         seed: of everything.
-        kinds: what can be drawn. Other kinds are another plan.
+        kinds: what can be drawn. Other kinds are another plan, as is another number of engines.
+        engines: that are asked.
     """
-    return _Planner(seed, kinds).rounds()
+    return _Planner(seed, kinds, engines).rounds()
 
 
 class _Planner:
-    def __init__(self, seed: int, kinds: Kinds) -> None:
+    def __init__(self, seed: int, kinds: Kinds, engines: int) -> None:
         # Prompts have a source of their own: they stay the same when kinds of faults are added.
         self._talk = Talk(random.Random(f"prompts {seed}"))
         self._sizes = random.Random(f"batches {seed}")
         self._random = random.Random(f"faults {seed}")
         self._kinds = kinds
+        self._engines = engines
         self._windows = Deck(kinds.windows, self._random) if kinds.windows else None
         self._strikes = Deck(kinds.strikes, self._random) if kinds.strikes else None
         self._on: list[Window] = []
@@ -261,9 +264,9 @@ class _Planner:
                 self._on = [replace(w, ends=number + 1) for w in self._on]
                 begins = [replace(w, ends=number + 1) for w in begins]
             if self._sizes.random() < SAME_CHANCE:
-                prompts = (self._prompts(),) * ENGINES
+                prompts = (self._prompts(),) * self._engines
             else:
-                prompts = tuple(self._prompts() for _ in range(ENGINES))
+                prompts = tuple(self._prompts() for _ in range(self._engines))
             yield Round(number, prompts, tuple(ends), tuple(begins), tuple(strikes), check)
             number += 1
 
@@ -292,7 +295,7 @@ class _Planner:
 
     def _draws(self) -> tuple[int, float, int]:
         draw = self._random
-        return draw.randrange(ENGINES), draw.random() * MID_FLIGHT, draw.randrange(1 << 32)
+        return draw.randrange(self._engines), draw.random() * MID_FLIGHT, draw.randrange(1 << 32)
 
     def _count(self) -> int:
         self._number += 1

@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class Soak:
-    """Two engines, an oracle and the faults.
+    """Engines on one directory, an oracle and the faults.
 
     Attributes:
         tally: what was found so far.
@@ -53,6 +53,7 @@ class Soak:
         control: see `kinds`.
         calm: see `kinds`.
         bound: bytes that the directory may hold; 0 for no bound.
+        engines: on that directory, at least two.
     """
 
     def __init__(
@@ -64,17 +65,18 @@ class Soak:
         control: bool = False,
         calm: bool = False,
         bound: int = 0,
+        engines: int = ENGINES,
     ) -> None:
         self.tally = Tally(bound=bound)
         self._place = place
         self._say = say
         self.kinds = kinds(place, control=control, calm=calm)
         self._logs = logs
-        self._calls = [FaultyCalls(place.root) for _ in range(ENGINES)]
+        self._calls = [FaultyCalls(place.root) for _ in range(engines)]
         self._faults = Faults(place, self._calls, self.tally)
         self._engines: list[Engine] = []
-        self._told: list[dict[str, float]] = [{} for _ in range(ENGINES)]
-        self._level: list[watch.Held | None] = [None] * ENGINES
+        self._told: list[dict[str, float]] = [{} for _ in range(engines)]
+        self._level: list[watch.Held | None] = [None] * engines
         self._fresh = NEVER_SEEN
 
     def run(self, seed: int, goes_on: Callable[[int], bool]) -> None:
@@ -94,7 +96,7 @@ class Soak:
             self._start_all(stack)
             if self.tally.bound:
                 stack.enter_context(watch.watching(self._place.root, self.tally.saw_stored))
-            for one in rounds(seed, self.kinds):
+            for one in rounds(seed, self.kinds, len(self._calls)):
                 if not goes_on(one.number):
                     break
                 self._round(one)
@@ -115,7 +117,7 @@ class Soak:
         oracle = Engine(self._nurseries[0], {"model": MODEL, "extra": None, "engine": SETTINGS})
         stack.callback(oracle.kill)
         self.oracle = Oracle(oracle)
-        self._engines = [self._new_engine(n) for n in range(ENGINES)]
+        self._engines = [self._new_engine(n) for n in range(len(self._calls))]
         stack.callback(self._kill_all)
 
     def _kill_all(self) -> None:
@@ -154,7 +156,7 @@ class Soak:
                 reset = self._command(strike.engine, "reset_device")
                 self.tally.done[RESET_DEVICE] += reset is True  # not while blocks are being stored
         begun = time.monotonic()
-        waiting = [n for n in range(ENGINES) if self._ask(n, one.prompts[n])]
+        waiting = [n for n in range(len(self._engines)) if self._ask(n, one.prompts[n])]
         killed = self._strike(begun, one)
         for number in waiting:
             if number in killed:
