@@ -246,6 +246,14 @@ WRONG_VALUES: list[tuple[str, str, list[Any]]] = [
     ("floor", "a size", [-1, "10%", True, "some"]),
     ("weight", "a number from 0.001 to 1000", [0, -1, "2", True, 1001, float("nan")]),
     ("unused_after", "a number and a unit", [0, "0d", 30, "month"]),
+    (
+        "tenants",
+        '{"default": {"quota": "10GiB", "weight": 1}',
+        [
+            *("all", 1, True, [], {}, {"default": 1}, {"default": {"bytes": 1}}),
+            *({"default": {"quota": "0B"}}, {"default": {"weight": 0}}, {"salt": {"weight": 1}}),
+        ],
+    ),
     ("seal", '"none" or "authenticate" or "encrypt"', ["yes", True, "aes", 1]),
     ("keys", "an absolute path", ["keys", "", 1]),
     ("shared_with", '"user" or "group"', ["all", "others", 1]),

@@ -57,7 +57,8 @@ def test_every_kind_is_found_for_its_own_reason(path: Path, kind: Damage) -> Non
 
 def test_there_is_damage_for_every_reason_that_bytes_can_give() -> None:
     not_bytes = {BadReason.PERMISSION, BadReason.IO, BadReason.SET_ASIDE}
-    assert {kind.reason for kind in Damage} == set(BadReason) - not_bytes
+    keys_alone = {BadReason.SEALED}  # the bytes are right, and who reads them lacks the key
+    assert {kind.reason for kind in Damage} == set(BadReason) - not_bytes - keys_alone
 
 
 def test_no_such_kind(path: Path) -> None:
