@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvstrata.chunks.key import ChunkKey
+from kvstrata.clock import Clock
 from kvstrata.tiering.planner import LoadPlan, RequestShape
 from kvstrata.tiering.runner import Job
+from kvstrata.tiers.tier import Loaded, ReadOutcome, Tier, Transfer
 
 JOB_BYTES = 4 << 20
 """Bytes of payload after which a job is full."""
@@ -48,6 +50,7 @@ class Load:
         first_blocks: needed block of chunks that are not needed whole; see `LoadPlan.needs`.
         jobs: I/O under way for this load, with the chunks that each job brings (none for a survey).
         rounds: surveys made.
+        due: see `Pace.due`.
         shared: see `LoadPlan.shared`; the largest of all plans.
     """
 
@@ -64,11 +67,37 @@ class Load:
     first_blocks: dict[ChunkKey, int] = field(default_factory=dict)
     jobs: list[tuple[Job, frozenset[ChunkKey]]] = field(default_factory=list)
     rounds: int = 0
+    due: float = 0.0
     shared: int = 0
 
     def same_request(self, shape: RequestShape) -> bool:
         """Whether `shape` asks for the same chunks as this load was planned for."""
         return self.shape.computed == shape.computed and self.shape.tokens == shape.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a job that reads has led to.
+
+    Attributes:
+        outcomes: of its chunks.
+        seconds: that it took.
+    """
+
+    outcomes: Sequence[ReadOutcome]
+    seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were loaded."""
+        return sum(one.nbytes for one in self.outcomes if isinstance(one, Loaded))
+
+
+def read(storage: Tier, targets: Sequence[Transfer], clock: Clock) -> Read:
+    """Read a job's chunks; by one of the runner's threads."""
+    begun = clock.now()
+    outcomes = storage.read_many(targets)
+    return Read(outcomes, clock.now() - begun)
 
 
 def batches(

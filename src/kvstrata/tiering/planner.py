@@ -107,6 +107,11 @@ class LoadPlan:
         """Every chunk."""
         return [key for part in self.parts for key in part.keys]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every chunk."""
+        return sum(len(part.keys) * part.geometry.payload_bytes for part in self.parts)
+
     def first_blocks(self) -> dict[ChunkKey, int]:
         """The block where the needed bytes begin, of chunks that are not needed whole."""
         return {part.keys[0]: part.first_block for part in self.parts if part.first_block}

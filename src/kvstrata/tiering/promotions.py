@@ -7,12 +7,14 @@ threads.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.announcements import Announcements
-from kvstrata.tiering.loads import Load, Phase, batches, stored_tokens
+from kvstrata.tiering.loads import Load, Phase, Read, batches, read, stored_tokens
+from kvstrata.tiering.pace import Pace
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
 from kvstrata.tiering.reserving import Reserving, plan_in_memory
 from kvstrata.tiering.runner import Priority, Runner, Together
@@ -67,6 +69,7 @@ class Promotions:
         self._loads: dict[str, Load] = {}
         self._waiters: dict[ChunkKey, list[Load]] = {}
         self._reserving = Reserving(memory)
+        self._pace = Pace()
 
     @property
     def reserving(self) -> bool:
@@ -164,9 +167,7 @@ class Promotions:
         self.granted.pop(request, None)
         if load is None:
             return
-        self._memory.unpin(load.pinned)
-        load.pinned = []
-        self._stop_waiting(load)
+        self._let_go(load)
 
     def drop_all(self) -> None:
         """Every load is void."""
@@ -262,6 +263,7 @@ class Promotions:
                 self._settle(load, here)
                 return
             self._reserving.begin(load)
+            load.due = self._pace.due(load.started, load.plan.nbytes, load.deadline)
         result = self._reserving.reserve(load, self.storage.name)
         if result.blocked:
             self._again(load)
@@ -302,24 +304,24 @@ class Promotions:
         # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
         made = [(self._read_job(part), frozenset(key for key, _ in part)) for part in parts]
         load.jobs += [
-            (self._runner.submit(Priority.READ, work, done, together), keys)
+            (self._runner.submit(Priority.READ, work, done, together, load.due), keys)
             for (work, done), keys in made
         ]
 
     def _read_job(
         self, batch: list[tuple[ChunkKey, int]]
-    ) -> tuple[Callable[[], list[ReadOutcome]], Callable[[list[ReadOutcome] | None], None]]:
+    ) -> tuple[Callable[[], Read], Callable[[Read | None], None]]:
         storage = self.storage
         assert storage is not None
         targets = [(key, self._memory.view(key), first_block) for key, first_block in batch]
 
-        def work() -> list[ReadOutcome]:
-            return storage.read_many(targets)
+        def done(ended: Read | None) -> None:
+            if ended is not None:
+                self._pace.took(ended.nbytes, ended.seconds)
+            outcomes = ended.outcomes if ended is not None else [None] * len(batch)
+            self._reads_ended(storage, batch, outcomes)
 
-        def done(outcomes: list[ReadOutcome] | None) -> None:
-            self._reads_ended(storage, batch, outcomes or [None] * len(batch))
-
-        return work, done
+        return partial(read, storage, targets, self._clock), done
 
     def _reads_ended(
         self,
@@ -353,9 +355,7 @@ class Promotions:
             self._again(load)
 
     def _again(self, load: Load) -> None:
-        self._stop_waiting(load)
-        self._memory.unpin(load.pinned)
-        load.pinned = []
+        self._let_go(load)
         if load.rounds < MAX_SURVEYS and self.storage is not None and self.storage.usable:
             self._survey(load)
         else:
@@ -363,12 +363,13 @@ class Promotions:
 
     def _give_up(self, load: Load) -> None:
         """Stop waiting for storage; use what memory has."""
-        self._stop_waiting(load)
-        self._memory.unpin(load.pinned)
-        load.pinned = []
+        self._let_go(load)
         self._settle(load, plan_in_memory(self._memory, load.shape))
 
-    def _stop_waiting(self, load: Load) -> None:
+    def _let_go(self, load: Load) -> None:
+        """The load keeps nothing in memory and waits for nothing."""
+        self._memory.unpin(load.pinned)
+        load.pinned = []
         for key in load.waiting:
             waiters = self._waiters.get(key, [])
             if load in waiters:

@@ -87,7 +87,7 @@ class Runner:
         self._clock = clock
         self._stuck_after = stuck_after
         self._max_writers = max(1, threads // 2)
-        self._heap: list[tuple[int, int, Job]] = []
+        self._heap: list[tuple[int, float, int, Job]] = []
         self._order = itertools.count()
         self._queued: Counter[Priority] = Counter()
         self._running: Counter[Priority] = Counter()
@@ -106,11 +106,20 @@ class Runner:
         work: Callable[[], Any],
         done: Callable[[Any], None],
         together: Together | None = None,
+        due: float = 0.0,
     ) -> Job:
-        """Queue a job; never blocks."""
+        """Queue a job; never blocks.
+
+        Args:
+            priority: see `Priority`.
+            work: see `Job`.
+            done: see `Job`.
+            together: see `Job`.
+            due: of jobs of one priority those with the least go first, and of these the first to come.
+        """
         job = Job(priority, work, done, together)
         with self._wake:
-            heapq.heappush(self._heap, (int(priority), next(self._order), job))
+            heapq.heappush(self._heap, (int(priority), due, next(self._order), job))
             self._queued[priority] += 1
             self._wake.notify()
         return job
@@ -173,7 +182,7 @@ class Runner:
         deadline = self._clock.now() + timeout
         with self._wake:
             self._closed = True
-            for _, _, job in self._heap:
+            for *_, job in self._heap:
                 job.cancelled = job.cancelled or job.priority is not Priority.WRITE
             self._wake.notify_all()
             while self._heap or self._running.total():
@@ -197,7 +206,7 @@ class Runner:
     def _take(self) -> Job | None:
         """The next job that may start now; called under the lock."""
         while self._heap:
-            priority, _, job = self._heap[0]
+            priority, _, _, job = self._heap[0]
             if priority == Priority.WRITE and self._running[Priority.WRITE] >= self._max_writers:
                 return None  # writes are last in the heap, so nothing else waits behind it
             heapq.heappop(self._heap)
