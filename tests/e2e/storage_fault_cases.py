@@ -67,7 +67,9 @@ def every(error: int) -> Rule:
 FAULTS = {
     "EIO on read": Fault([Rule("read", path=RECORDS)], (*BAD_IO, READS_ASIDE), 0),
     "EIO on opening for reading": Fault([Rule("open", path=RECORDS)], (*BAD_IO, READS_ASIDE), 0),
-    "EIO on looking for files": Fault([Rule("stat", path=RECORDS)], dropped("EIO"), 0),
+    "EIO on looking for files": Fault(
+        [Rule("stat", path=RECORDS)], (*BAD_IO, READS_ASIDE, *dropped("EIO")), 0
+    ),
     "EIO on every second read": Fault(
         [Rule("read", path=RECORDS, probability=0.5, seed=3)], BAD_IO
     ),
