@@ -258,12 +258,22 @@ def _sharing(root: Path) -> Sharing:
 
 
 def _hand_over(root: Path, name: str) -> None:
-    """Make a file that this command made belong to whom the root does: engines must be able to use it."""
-    path, owner = root / name, root.stat()
+    """Make a file that this command made belong to whom the root does: engines must be able to use it.
+
+    Whoever owns the root may have put something else in its place meanwhile, which is left alone.
+    """
+    owner = root.stat()
     with contextlib.suppress(OSError):
-        if os.geteuid() == 0:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-        path.chmod(_sharing(root).file_mode)
+        fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                return
+            if os.geteuid() == 0:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            os.fchmod(fd, _sharing(root).file_mode)
+        finally:
+            os.close(fd)
 
 
 def _ask(plan: Plan) -> None:

@@ -208,6 +208,22 @@ def test_engines_of_another_user_can_use_what_root_made(tmp_path: Path, shared: 
         assert status.st_mode & 0o777 == (0o660 if shared else 0o600)
 
 
+@pytest.mark.parametrize("how", ["link", "hard link", "pipe"])
+def test_what_was_put_in_a_files_place_is_given_to_nobody(tmp_path: Path, how: str) -> None:
+    root, outside = tmp_path / "kv", tmp_path / "outside"
+    root.mkdir()
+    outside.touch(0o640)
+    if how == "pipe":
+        os.mkfifo(root / USAGE_FILE, 0o640)
+    elif how == "link":
+        (root / USAGE_FILE).symlink_to(outside)
+    else:
+        (root / USAGE_FILE).hardlink_to(outside)
+    evicting._hand_over(root, USAGE_FILE)
+    assert outside.stat().st_mode & 0o777 == 0o640
+    assert (root / USAGE_FILE).stat().st_mode & 0o777 == 0o640
+
+
 def test_no_engine_keeps_a_bound_so_none_is_written_down(tmp_path: Path) -> None:
     fill(tmp_path, 10)
     evicted(tmp_path, "--to", 5 * SIZE)
