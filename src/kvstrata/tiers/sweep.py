@@ -147,19 +147,21 @@ def _remove(
     windowed: Windowed,
 ) -> None:
     """Remove what is due of one directory, the oldest first."""
-    before = b""
+    # The same prompts have the same hashes in every namespace.
+    before = ("", b"")
     # Equally old ones stay in their order: a boundary's windows before its full chunk.
     for one in sorted(contents.files, key=lambda one: one.used):
         part = due.of(one.space)
         if one.used > part.until:
             continue
         # Of a boundary that has begun to go the rest goes too, though enough was removed.
-        if not one.key or hash_of(one.key) != before:
+        boundary = (one.space, hash_of(one.key))
+        if not one.key or boundary != before:
             if swept.nbytes >= due.nbytes:
                 return
             if spare.setdefault(one.space, part.nbytes) <= 0:
                 continue
-        before = hash_of(one.key)
+        before = boundary
         nbytes = swept.nbytes
         _unlink(one, swept, windowed.get(one.space, {}))
         if one.space in spare:
