@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from kvstrata.chunks.geometry import GroupKind
+from kvstrata.chunks.key import GROUP_BYTES
 from kvstrata.chunks.namespace import NAMESPACE_FILE
 from kvstrata.fileio.beneath import read_small
 from kvstrata.fileio.publish import publish
@@ -123,12 +124,14 @@ def windowed_groups(directory: str) -> dict[int, bool]:
     """For each group of a namespace, whether it is windowed; empty where `namespace.json` does not say."""
     try:
         document = json.loads(read_small(f"{directory}/{NAMESPACE_FILE}", _FACTS_BYTES))
-        return {
+        found = {
             int(group["group"]): GroupKind(group["kind"]) is not GroupKind.FULL
             for group in document["covers"]["groups"]
         }
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return {}
+    # What no key can name is nobody's group, and the others are not to be believed either.
+    return found if all(0 <= group < 1 << 8 * GROUP_BYTES for group in found) else {}
 
 
 def declare(directory: Path, terms: Terms, sharing: Sharing = Sharing.USER) -> float:
@@ -165,6 +168,9 @@ def remove_shell(directory: str) -> bool:
     What is not ours keeps it. An engine that begins to write meanwhile makes everything anew.
     """
     for first in _NAMES:
+        # What is removed must not lie elsewhere.
+        if os.path.islink(f"{directory}/{first}"):
+            return False
         for second in _NAMES if os.path.isdir(f"{directory}/{first}") else ():
             with contextlib.suppress(FileNotFoundError):
                 if not _rmdir(f"{directory}/{first}/{second}"):
