@@ -93,7 +93,7 @@ class Read:
         return sum(one.nbytes for one in self.outcomes if isinstance(one, Loaded))
 
 
-def read(storage: Tier, targets: Sequence[Transfer], clock: Clock) -> Read:
+def timed_read(storage: Tier, targets: Sequence[Transfer], clock: Clock) -> Read:
     """Read a job's chunks; by one of the runner's threads."""
     begun = clock.now()
     outcomes = storage.read_many(targets)

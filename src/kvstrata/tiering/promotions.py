@@ -13,7 +13,7 @@ from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.announcements import Announcements
-from kvstrata.tiering.loads import Load, Phase, Read, batches, read, stored_tokens
+from kvstrata.tiering.loads import Load, Phase, Read, batches, stored_tokens, timed_read
 from kvstrata.tiering.pace import Pace
 from kvstrata.tiering.planner import LoadPlan, RequestShape, junction, plan_load
 from kvstrata.tiering.reserving import Reserving, plan_in_memory
@@ -194,12 +194,13 @@ class Promotions:
 
     def _begin(self, load: Load) -> None:
         best = plan_load(load.shape, lambda keys: [True] * len(keys))
-        here = plan_in_memory(self._memory, load.shape)
         wanted = best.keys()
+        lacking = self._memory.lacking(wanted, best.first_blocks())
+        whole = not lacking and all(map(self._memory.held, best.beside))
+        here = best if whole else plan_in_memory(self._memory, load.shape)
         self._counters.count(m.LOOKUPS, len(wanted), (self._memory.name,))
         if self.storage is not None:
-            whole = here.boundary >= best.boundary
-            missing = 0 if whole else len(self._memory.lacking(wanted, best.first_blocks()))
+            missing = 0 if here.boundary >= best.boundary else len(lacking)
             self._counters.count(m.LOOKUPS, missing, (self.storage.name,))
         if (
             self.storage is None
@@ -301,11 +302,11 @@ class Promotions:
         load.promoted.update(key for key, _ in reads)
         parts = list(batches(reads, self._size))
         together = Together(len(parts))
-        # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
-        made = [(self._read_job(part), frozenset(key for key, _ in part)) for part in parts]
+        jobs = self._runner.submit_all(
+            Priority.READ, list(map(self._read_job, parts)), together, load.due
+        )
         load.jobs += [
-            (self._runner.submit(Priority.READ, work, done, together, load.due), keys)
-            for (work, done), keys in made
+            (job, frozenset(key for key, _ in part)) for job, part in zip(jobs, parts, strict=True)
         ]
 
     def _read_job(
@@ -313,22 +314,21 @@ class Promotions:
     ) -> tuple[Callable[[], Read], Callable[[Read | None], None]]:
         storage = self.storage
         assert storage is not None
-        targets = [(key, self._memory.view(key), first_block) for key, first_block in batch]
+        view, clock = self._memory.view, self._clock
 
-        def done(ended: Read | None) -> None:
-            if ended is not None:
-                self._pace.took(ended.nbytes, ended.seconds)
-            outcomes = ended.outcomes if ended is not None else [None] * len(batch)
-            self._reads_ended(storage, batch, outcomes)
+        def work() -> Read:
+            targets = [(key, view(key), first_block) for key, first_block in batch]
+            return timed_read(storage, targets, clock)
 
-        return partial(read, storage, targets, self._clock), done
+        return work, partial(self._reads_ended, storage, batch)
 
     def _reads_ended(
-        self,
-        storage: Tier,
-        batch: Sequence[tuple[ChunkKey, int]],
-        outcomes: Sequence[ReadOutcome | None],
+        self, storage: Tier, batch: Sequence[tuple[ChunkKey, int]], read: Read | None
     ) -> None:
+        outcomes: Sequence[ReadOutcome | None] = [None] * len(batch)
+        if read is not None:
+            outcomes = read.outcomes
+            self._pace.took(read.nbytes, read.seconds)
         memory = self._memory
         ended = []
         for need, outcome in zip(batch, outcomes, strict=True):

@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,21 +108,33 @@ class Runner:
         together: Together | None = None,
         due: float = 0.0,
     ) -> Job:
-        """Queue a job; never blocks.
+        """Queue a job; never blocks. See `submit_all`."""
+        return self.submit_all(priority, [(work, done)], together, due)[0]
+
+    def submit_all(
+        self,
+        priority: Priority,
+        parts: Sequence[tuple[Callable[[], Any], Callable[[Any], None]]],
+        together: Together | None = None,
+        due: float = 0.0,
+    ) -> list[Job]:
+        """What as many calls of `submit` would return.
+
+        A thread that wakes takes the interpreter from the caller, so none wakes before all are queued.
 
         Args:
-            priority: see `Priority`.
-            work: see `Job`.
-            done: see `Job`.
+            priority: of all.
+            parts: work and `done` of each.
             together: see `Job`.
             due: of jobs of one priority those with the least go first, and of these the first to come.
         """
-        job = Job(priority, work, done, together)
+        jobs = [Job(priority, work, done, together) for work, done in parts]
         with self._wake:
-            heapq.heappush(self._heap, (int(priority), due, next(self._order), job))
-            self._queued[priority] += 1
-            self._wake.notify()
-        return job
+            for job in jobs:
+                heapq.heappush(self._heap, (int(priority), due, next(self._order), job))
+            self._queued[priority] += len(jobs)
+            self._wake.notify(len(jobs))
+        return jobs
 
     def poll(self) -> int:
         """Deliver what has finished: calls each job's `done`. Returns how many."""

@@ -57,38 +57,60 @@ class WriteBehind:
         Those for which there is no room are withheld, and so is what fails to be written: they get another
         chance when a request uses them.
         """
-        accepted: list[ChunkKey] = []
-        for key in keys:
-            if key in self._active:
-                continue
-            size = self._size_of(key)
-            if self._backlog + size > self._queue_bytes:
-                self._counters.count(m.WRITES_DROPPED, 1, ("queue_full",))
-                self._entry(key).withheld = True
-                continue
-            self._entry(key).withheld = False
-            self._active[key] = size
-            self._backlog += size
-            accepted.append(key)
-        self._memory.pin(accepted)
-        chunks = [(key, self._first_block(key)) for key in accepted]
-        # All are made before the first is queued: a thread that wakes takes the interpreter from this one.
-        jobs = [self._job(batch, storage) for batch in batches(chunks, self._size_of)]
-        for work, done in jobs:
-            runner.submit(Priority.WRITE, work, done)
+        accepted = self._admit([key for key in keys if key not in self._active])
+        if not accepted:
+            return
+        chunks = list(zip(accepted, self._memory.pin(accepted), strict=True))
+        runner.submit_all(
+            Priority.WRITE, [self._job(batch, storage) for batch in batches(chunks, self._size_of)]
+        )
 
     def active(self, key: ChunkKey) -> bool:
         """Whether a thread may be reading the chunk's place to write it to storage."""
         return key in self._active
 
+    def _admit(self, keys: list[ChunkKey]) -> list[ChunkKey]:
+        """Those for which there is room in the queue; the others are withheld."""
+        sizes = list(map(self._size_of, keys))
+        accepted, total = keys, sum(sizes)
+        if self._backlog + total > self._queue_bytes:
+            accepted, total = [], 0
+            for key, size in zip(keys, sizes, strict=True):
+                if self._backlog + total + size <= self._queue_bytes:
+                    accepted.append(key)
+                    total += size
+            dropped = set(keys).difference(accepted)
+            self._counters.count(m.WRITES_DROPPED, len(dropped), ("queue_full",))
+            for key in dropped:
+                self._entry(key).withheld = True
+        for key in accepted:
+            self._entry(key).withheld = False
+        self._active.update(zip(accepted, map(self._size_of, accepted), strict=True))
+        self._backlog += total
+        return accepted
+
     def _job(
         self, batch: list[tuple[ChunkKey, int]], storage: Tier
     ) -> tuple[Callable[[], list[WriteOutcome]], Callable[[list[WriteOutcome] | None], None]]:
-        sources = [(key, self._memory.view(key), first_block) for key, first_block in batch]
-        owners = {key: self._entry(key).owner for key, _ in batch}
-        marks = {key: owner for key, owner in owners.items() if owner != NO_TENANT}
+        """A write of chunks, given with the offsets of their slots.
+
+        What only the write needs to know of them is looked up by the thread that does it: while they are
+        pinned nothing of it changes.
+        """
+        memory = self._memory
+        keys = [key for key, _ in batch]
 
         def work() -> list[WriteOutcome]:
+            entries = [self._entry(key) for key in keys]
+            sources = [
+                (key, memory.view_at(key, offset), entry.first_block)
+                for (key, offset), entry in zip(batch, entries, strict=True)
+            ]
+            marks = {
+                key: entry.owner
+                for key, entry in zip(keys, entries, strict=True)
+                if entry.owner != NO_TENANT
+            }
             if not marks:
                 return storage.write_many(sources)
             storage.attribute(marks)
@@ -98,7 +120,7 @@ class WriteBehind:
                 storage.attribute(dict.fromkeys(marks, NO_TENANT))
 
         def done(outcomes: list[WriteOutcome] | None) -> None:
-            self._ended(storage, [key for key, _ in batch], outcomes or [])
+            self._ended(storage, keys, outcomes or [])
 
         return work, done
 
@@ -121,9 +143,6 @@ class WriteBehind:
         self._memory.unpin(readable)
         if written:
             self._on_written(storage, written)
-
-    def _first_block(self, key: ChunkKey) -> int:
-        return self._entry(key).first_block
 
     def _entry(self, key: ChunkKey) -> Entry:
         entry = self._memory.entry(key)

@@ -113,9 +113,11 @@ class MemoryTier(Tier):
 
     def view(self, key: ChunkKey) -> memoryview:
         """Writable uint8 view of the chunk's place, `payload_bytes` long."""
-        entry = self._entries[key]
-        size = self._payload_sizes[key[-GROUP_BYTES:]]
-        return self._arena[entry.offset : entry.offset + size]
+        return self.view_at(key, self._entries[key].offset)
+
+    def view_at(self, key: ChunkKey, offset: int) -> memoryview:
+        """See `view`, for who knows the offset of the chunk's slot."""
+        return self._arena[offset : offset + self._payload_sizes[key[-GROUP_BYTES:]]]
 
     def reserve(self, key: ChunkKey, origin: str) -> Entry | None:
         """Find a place for a chunk that is absent, evicting others if needed.
