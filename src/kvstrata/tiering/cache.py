@@ -44,7 +44,7 @@ class TieredCache:
         runner: does the I/O; None only without storage.
         clock: for deadlines.
         read_deadline: seconds that a request waits for storage.
-        store_queue: payload bytes that may wait to be written.
+        store_queue: payload bytes that may wait to be written at most; see `WriteBehind.limit`.
         counters: where everything is counted.
         announced: see `Announcements`; None when nobody follows the events.
         admission: which chunks are written to storage; None for all.
@@ -81,7 +81,9 @@ class TieredCache:
             memory, storage, runner, clock, read_deadline, counters, self._size, self._events
         )
         self._admitting = Admitting(memory, admission or Always(), counters)
-        self._writes = WriteBehind(memory, store_queue, counters, self._events.written, self._size)
+        self._writes = WriteBehind(
+            memory, store_queue, counters, self._events.written, self._size, clock
+        )
 
     @property
     def storage_owner(self) -> str | None:

@@ -6,14 +6,14 @@ go before a long load that come while it would be under way alone, so what it wa
 """
 
 FIRST_RATE = 1e9
-"""Bytes a second that a thread is supposed to read before any was seen to."""
+"""Bytes a second that a thread is supposed to move before any was seen to."""
 WEIGHT = 1 / 16
 """Of a new observation."""
 LEAST_SECONDS = 1e-6
 
 
 class Pace:
-    """Bytes a second that a thread reads, learned, and what follows for the order of loads.
+    """Bytes a second that a thread moves, learned, and what follows for the order of loads.
 
     Attributes:
         rate: bytes a second.
@@ -23,7 +23,7 @@ class Pace:
         self.rate = FIRST_RATE
 
     def took(self, nbytes: int, seconds: float) -> None:
-        """A thread has read so much in so long."""
+        """A thread has moved so much in so long."""
         if nbytes > 0:
             # The mean of times, not of rates: a thread that hung counts for what it cost.
             cost = max(seconds, LEAST_SECONDS) / nbytes

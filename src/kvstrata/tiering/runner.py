@@ -161,7 +161,8 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether a job is queued, running, or ended and not delivered yet."""
-        return bool(self._finished) or any(self.depth(priority) for priority in Priority)
+        with self._wake:  # else a job that ends meanwhile is in neither place
+            return bool(self._finished) or any(self.depth(priority) for priority in Priority)
 
     def tend(self) -> int:
         """Replace threads that got stuck. Returns how many are stuck now.

@@ -3,11 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kvstrata import metrics as m
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.chunks.record import NO_TENANT
+from kvstrata.clock import Clock
 from kvstrata.tiering.loads import batches
+from kvstrata.tiering.pace import Pace
 from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiers.entry import Entry
 from kvstrata.tiers.lifecycle import State
@@ -16,8 +19,17 @@ from kvstrata.tiers.tier import SET_ASIDE, Failed, Present, Stored, Tier, WriteO
 
 logger = logging.getLogger(__name__)
 
+Written = tuple[Sequence[WriteOutcome], float]
+"""What became of a job's chunks, and the seconds that it took."""
 LOGGED_FAILURES = 1
 """Failures of one reason that are logged in full; the metric counts the rest."""
+
+
+WITHIN_SECONDS = 10.0
+"""What waits to be written is as much as a thread was seen to write in that time, which is what a graceful
+stop waits too: where storage is slow, chunks that would keep their places for minutes are dropped at once."""
+LEAST_BYTES = 16 << 20
+"""May always wait, however slow storage was, so that it is noticed when it is quicker again."""
 
 
 class WriteBehind:
@@ -28,10 +40,12 @@ class WriteBehind:
 
     Args:
         memory: where the bytes are.
-        queue_bytes: payload bytes that may be waiting; beyond that, chunks are dropped and counted.
+        queue_bytes: payload bytes that may be waiting at most, see also `limit`; beyond that, chunks are
+            dropped and counted.
         counters: where drops are counted.
         on_written: told which chunks a storage tier holds now.
         size_of: payload bytes of a chunk.
+        clock: to measure how quickly storage takes them.
     """
 
     def __init__(
@@ -41,12 +55,15 @@ class WriteBehind:
         counters: m.Metrics,
         on_written: Callable[[Tier, Sequence[ChunkKey]], None],
         size_of: Callable[[ChunkKey], int],
+        clock: Clock,
     ) -> None:
         self._memory = memory
         self._queue_bytes = queue_bytes
         self._counters = counters
         self._on_written = on_written
         self._size_of = size_of
+        self._clock = clock
+        self._pace = Pace()
         self._active: dict[ChunkKey, int] = {}
         self._backlog = 0
         self._failures: Counter[str] = Counter()
@@ -65,6 +82,11 @@ class WriteBehind:
             Priority.WRITE, [self._job(batch, storage) for batch in batches(chunks, self._size_of)]
         )
 
+    @property
+    def limit(self) -> float:
+        """Bytes that may be waiting now."""
+        return min(self._queue_bytes, max(self._pace.rate * WITHIN_SECONDS, LEAST_BYTES))
+
     def active(self, key: ChunkKey) -> bool:
         """Whether a thread may be reading the chunk's place to write it to storage."""
         return key in self._active
@@ -72,11 +94,11 @@ class WriteBehind:
     def _admit(self, keys: list[ChunkKey]) -> list[ChunkKey]:
         """Those for which there is room in the queue; the others are withheld."""
         sizes = list(map(self._size_of, keys))
-        accepted, total = keys, sum(sizes)
-        if self._backlog + total > self._queue_bytes:
+        accepted, total, limit = keys, sum(sizes), self.limit
+        if self._backlog + total > limit:
             accepted, total = [], 0
             for key, size in zip(keys, sizes, strict=True):
-                if self._backlog + total + size <= self._queue_bytes:
+                if self._backlog + total + size <= limit:
                     accepted.append(key)
                     total += size
             dropped = set(keys).difference(accepted)
@@ -91,16 +113,16 @@ class WriteBehind:
 
     def _job(
         self, batch: list[tuple[ChunkKey, int]], storage: Tier
-    ) -> tuple[Callable[[], list[WriteOutcome]], Callable[[list[WriteOutcome] | None], None]]:
+    ) -> tuple[Callable[[], Written], Callable[[Written | None], None]]:
         """A write of chunks, given with the offsets of their slots.
 
         What only the write needs to know of them is looked up by the thread that does it: while they are
         pinned nothing of it changes.
         """
-        memory = self._memory
+        memory, clock = self._memory, self._clock
         keys = [key for key, _ in batch]
 
-        def work() -> list[WriteOutcome]:
+        def work() -> Written:
             entries = [self._entry(key) for key in keys]
             sources = [
                 (key, memory.view_at(key, offset), entry.first_block)
@@ -111,22 +133,20 @@ class WriteBehind:
                 for key, entry in zip(keys, entries, strict=True)
                 if entry.owner != NO_TENANT
             }
-            if not marks:
-                return storage.write_many(sources)
-            storage.attribute(marks)
+            begun = clock.now()
+            if marks:
+                storage.attribute(marks)
             try:
-                return storage.write_many(sources)
+                return storage.write_many(sources), clock.now() - begun
             finally:
-                storage.attribute(dict.fromkeys(marks, NO_TENANT))
+                if marks:
+                    storage.attribute(dict.fromkeys(marks, NO_TENANT))
 
-        def done(outcomes: list[WriteOutcome] | None) -> None:
-            self._ended(storage, keys, outcomes or [])
+        return work, partial(self._ended, storage, keys)
 
-        return work, done
-
-    def _ended(
-        self, storage: Tier, keys: Sequence[ChunkKey], outcomes: Sequence[WriteOutcome]
-    ) -> None:
+    def _ended(self, storage: Tier, keys: Sequence[ChunkKey], ended: Written | None) -> None:
+        outcomes, seconds = ended or ([], 0.0)
+        self._pace.took(sum(one.nbytes for one in outcomes if isinstance(one, Stored)), seconds)
         for key in keys:
             self._backlog -= self._active.pop(key)
         written = [

@@ -30,6 +30,7 @@ from kvstrata.tiering.admitting import Keep
 from kvstrata.tiering.cache import TieredCache
 from kvstrata.tiering.planner import RequestShape
 from kvstrata.tiering.runner import Runner
+from kvstrata.tiering.writes import WITHIN_SECONDS
 from kvstrata.tiers.admission import ADMISSIONS
 from kvstrata.tiers.arena import Arena
 from kvstrata.tiers.eviction_choice import POLICIES
@@ -45,7 +46,7 @@ from kvstrata.vllm_plugin.worker import ArenaSlots
 
 logger = logging.getLogger("vllm.kvstrata")
 
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = WITHIN_SECONDS
 """How long a graceful stop waits for chunks that are still to be written."""
 MEASURE_SECONDS = 0.25
 """Gauges are measured at most this often while anything moves."""

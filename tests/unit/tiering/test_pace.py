@@ -1,5 +1,6 @@
 """The order of loads: first come among equals, short ones past long ones, and nobody waits without end."""
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from kvstrata.tiering.loads import JOB_CHUNKS
 from kvstrata.tiering.pace import FIRST_RATE, Pace
 from kvstrata.tiering.planner import GroupKeys, RequestShape
 from kvstrata.tiering.runner import Priority, Runner
+from kvstrata.tiering.writes import LEAST_BYTES, WriteBehind
 from kvstrata.tiers.memory import MemoryTier
-from kvstrata.tiers.tier import ReadOutcome, Transfer
+from kvstrata.tiers.tier import ReadOutcome, Transfer, WriteOutcome
 
 NEVER = 1e9
 LOADS = st.lists(
@@ -134,3 +136,54 @@ def test_reads_of_a_short_request_go_before_what_is_left_of_a_long_one(
     assert order.index(b"shor") <= 3 * JOB_CHUNKS
     assert order.index(b"late") > max(i for i, key in enumerate(order) if key == b"long")
     runner.close(5)
+
+
+class SlowTier(DictTier):
+    """Writes take as long as they are told."""
+
+    def __init__(self, geometries: dict[int, GroupGeometry], clock: ManualClock) -> None:
+        super().__init__(geometries)
+        self.clock = clock
+        self.seconds = 0.0
+
+    def write_many(self, given: Sequence[Transfer]) -> list[WriteOutcome]:
+        self.clock.advance(self.seconds)
+        return super().write_many(given)
+
+
+def test_what_may_wait_to_be_written_follows_what_storage_takes() -> None:
+    size = 1 << 20
+    geometries = {0: GroupGeometry(0, GroupKind.FULL, 16, 1, (size,))}
+    clock, counters = ManualClock(), m.Metrics()
+    storage = SlowTier(geometries, clock)
+    memory = MemoryTier(memoryview(bytearray(size * 64)), geometries)
+    runner = Runner(1, clock, 1e9)
+    most = 60 * size
+    writes = WriteBehind(memory, most, counters, lambda *_: None, lambda _: size, clock)
+    numbers = itertools.count()
+
+    def store(count: int) -> int:
+        """Chunks that are queued, of so many."""
+        keys = [make_key(f"{next(numbers)}".encode().ljust(16), 0) for _ in range(count)]
+        memory.reserve_all(keys, "device")
+        memory.commit_all([(key, 0) for key in keys])
+        writes.submit(keys, storage, runner)
+        taken = sum(map(writes.active, keys))
+        while runner.busy:
+            runner.poll()
+        return taken
+
+    storage.seconds = 0.001
+    for _ in range(50):
+        store(4)
+    assert writes.limit == most and store(60) == 60
+    storage.seconds = 4.0  # 1 MiB a second
+    for _ in range(100):
+        store(4)
+    assert writes.limit == LEAST_BYTES
+    assert store(60) == LEAST_BYTES // size
+    storage.seconds = 0.001
+    for _ in range(100):
+        store(16)
+    assert store(60) == 60
+    runner.close(1)
