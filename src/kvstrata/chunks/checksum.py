@@ -15,7 +15,5 @@ digest_in_parts = xxhash.xxh3_128
 Buffer = bytes | bytearray | memoryview
 """Anything contiguous that exposes its bytes."""
 
-
-def digest(data: Buffer) -> bytes:
-    """XXH3-128 of `data`: 16 bytes in canonical (big endian) form."""
-    return xxhash.xxh3_128_digest(data)
+digest = xxhash.xxh3_128_digest
+"""XXH3-128 of a `Buffer`: 16 bytes in canonical (big endian) form."""

@@ -151,19 +151,22 @@ class Segment:
             keys=self.keys_of(key),
         )
 
+    def fits(self, namespace: bytes, geometry: GroupGeometry) -> bool:
+        """Whether its chunks are those of this namespace and shape."""
+        return (
+            self.namespace == namespace
+            and self.block_bytes == geometry.block_bytes
+            and self.blocks == geometry.blocks_per_chunk
+            and self.tokens_per_block == geometry.tokens_per_block
+        )
+
     def check(self, namespace: bytes, key: ChunkKey, geometry: GroupGeometry) -> None:
         """Check that the file holds the chunk that was asked for.
 
         Raises:
             RecordError: `NAMESPACE`, `KEY` or `GEOMETRY`.
         """
-        if (
-            self.namespace != namespace
-            or key not in self.entries
-            or self.block_bytes != geometry.block_bytes
-            or self.blocks != geometry.blocks_per_chunk
-            or self.tokens_per_block != geometry.tokens_per_block
-        ):
+        if key not in self.entries or not self.fits(namespace, geometry):
             if self.namespace != namespace:
                 raise RecordError(BadReason.NAMESPACE, f"belongs to {self.namespace.hex()}")
             check_identity(self.header(key), namespace, key, geometry)
@@ -297,10 +300,12 @@ def decode(data: Buffer, keyring: Keyring | None = None, *, check: bool = True) 
 def _entries(data: memoryview, at: int, blocks: int) -> tuple[dict[ChunkKey, Entry], int]:
     """The entries, and where the checksums end that begin at byte `at` of the table."""
     entries: dict[ChunkKey, Entry] = {}
+    make = tuple.__new__  # of a segment's read, the interpreter's share is what costs
     for key_length, _, first_block, offset, key, tenant in _ENTRY.iter_unpack(data):
         placed = 0 < offset < _FILE_END and not offset % PAGE
         if key_length > MAX_KEY_BYTES or first_block >= blocks or not placed:
             raise RecordError(BadReason.HEADER, "a table entry is impossible")
-        entries[key[:key_length]] = Entry(first_block, offset, at, tenant, len(entries))
+        entry = make(Entry, (first_block, offset, at, tenant, len(entries)))
+        entries[key[:key_length]] = entry
         at += (blocks - first_block) * DIGEST_BYTES
     return entries, at

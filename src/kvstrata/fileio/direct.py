@@ -131,6 +131,10 @@ class Reading:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was opened for it; the file itself stays open."""
         if self._direct >= 0:
             self._finish()
 

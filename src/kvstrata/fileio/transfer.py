@@ -18,7 +18,13 @@ def read_at(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         OSError: as the operating system reports it.
     """
     done = 0
-    left = [buffer for buffer in buffers if len(buffer)]
+    left: Sequence[memoryview] = buffers
+    if len(buffers) <= MAX_VECTOR:  # nearly always one call brings all of it
+        done = os.preadv(fd, buffers, offset)
+        if done == sum(map(len, buffers)) or not done:
+            return done
+        left = _advance(buffers, done)
+    left = [buffer for buffer in left if len(buffer)]
     while left:
         count = os.preadv(fd, left[:MAX_VECTOR], offset + done)
         if count == 0:
@@ -48,7 +54,7 @@ def write_at(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
     return done
 
 
-def _advance(buffers: list[memoryview], count: int) -> list[memoryview]:
+def _advance(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
     """What is left of `buffers` after their first `count` bytes."""
     for index, buffer in enumerate(buffers):
         if count < len(buffer):

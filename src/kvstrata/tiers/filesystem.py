@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, parse_file_name, relative_path
 from kvstrata.chunks.namespace import DESCRIPTION_BYTES, NAMESPACE_FILE, Namespace
+from kvstrata.chunks.segment import Segment
 from kvstrata.errors import CONTENT_REASONS, BadReason, ConfigError, RecordError
 from kvstrata.fileio.beneath import NO_FILES, TO_READ, check_beneath, check_path, read_small
 from kvstrata.fileio.direct import Direct, DirectPolicy
@@ -26,7 +27,7 @@ from kvstrata.fileio.sharing import Sharing
 from kvstrata.tiers.chunk_files import SEGMENT_BYTES, ChunkFiles
 from kvstrata.tiers.place import PLACE_FILE, find_place
 from kvstrata.tiers.recency import Recency
-from kvstrata.tiers.records import OpenFile, RecordReader
+from kvstrata.tiers.records import Brought, RecordReader
 from kvstrata.tiers.root import refuse_strangers, unusable
 from kvstrata.tiers.tier import (
     Bad,
@@ -246,22 +247,20 @@ class FilesystemTier(Tier):
             if self._recency.expired(status.st_mtime):
                 self._condemn(path, status)
                 return {index: Missing()}
-            most = reader.geometry.payload_bytes * (len(left) + 1)
-            with reader.open(fd, min(status.st_size, most)) as file:
-                together = self._together(file, status, wanted, index, left)
+            most = reader.payload_bytes * (len(left) + 1)
+            file = reader.open(fd, min(status.st_size, most))
+            try:
+                together = self._together(file.table, status, wanted, index, left)
                 if together:
-                    chosen = [index, *together]
-                    brought = file.read_together([wanted[one] for one in chosen])
-                    others = {
-                        one: Loaded(nbytes)
-                        for one, nbytes in zip(together, brought[1:], strict=True)
-                        if isinstance(nbytes, int)
-                    }
+                    brought = file.read_together([wanted[one] for one in (index, *together)])
+                    others = _loaded(together, brought[1:])
                     own = brought[0]
                     if isinstance(own, Exception):
                         raise own
                 else:
                     own = file.read(*wanted[index])
+            finally:
+                file.close()
         except RecordError as error:
             if error.reason in CONTENT_REASONS:
                 self._condemn(path, status)
@@ -274,17 +273,17 @@ class FilesystemTier(Tier):
 
     def _together(
         self,
-        file: OpenFile,
+        table: Segment | None,
         status: os.stat_result,
         wanted: Sequence[Transfer],
         index: int,
         left: Sequence[int],
     ) -> list[int]:
         """Which other chunks to read from an open file: those that it holds and still stands for."""
-        if file.table is None or not left:
+        if table is None or not left:
             return []
-        held = file.table.entries
-        by_key = {wanted[one][0]: one for one in left if wanted[one][0] in held}
+        held = table.entries
+        by_key = {key: one for one in left if (key := wanted[one][0]) in held}
         by_key.pop(wanted[index][0], None)
         if status.st_nlink == len(held):
             return list(by_key.values())
@@ -338,6 +337,18 @@ class FilesystemTier(Tier):
                 f"{path} describes another engine than this one, though their fingerprints are equal; "
                 f"if the file was edited, remove it"
             )
+
+
+def _loaded(which: Sequence[int], brought: Sequence[Brought]) -> dict[int, ReadOutcome]:
+    """Outcomes of those chunks that were brought; all that have as many bytes share one."""
+    outcomes: dict[int, ReadOutcome] = {}
+    last = Loaded(0)
+    for one, nbytes in zip(which, brought, strict=True):
+        if isinstance(nbytes, int):
+            if nbytes != last.nbytes:
+                last = Loaded(nbytes)
+            outcomes[one] = last
+    return outcomes
 
 
 def _is(path: str, status: os.stat_result) -> bool:

@@ -1,7 +1,6 @@
 """Reading chunks out of open files; every byte is verified while it is in the processor's cache."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from kvstrata.chunks.segment import Segment
 from kvstrata.errors import BadReason, RecordError
 from kvstrata.fileio.direct import DirectPolicy, Reading
 from kvstrata.fileio.transfer import read_at
+from kvstrata.tiers.runs import Piece, bring, cut
 from kvstrata.tiers.tier import Transfer
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 Brought = int | None | RecordError | OSError
 """Bytes of the blocks that were asked for, all in their places; None where the file lacks some of them (the
 buffer is as it was); or why they cannot be had."""
-
-
-Piece = tuple[int, memoryview, int, int]
-"""Of a segment's chunk: where it stands in the file, where it goes, which one it is, and where its checksums
-stand in the table."""
 
 
 class RecordReader:
@@ -67,11 +62,13 @@ class RecordReader:
             if keyring is None
             else header_bytes(geometry.blocks_per_chunk, sealed=True)
         )
+        # Properties that are added up anew each time.
+        self.block_bytes = geometry.block_bytes
+        self.payload_bytes = geometry.payload_bytes
         self._policy = policy
 
-    @contextmanager
-    def open(self, fd: int, nbytes: int) -> Iterator["OpenFile"]:
-        """Find out what an open file holds.
+    def open(self, fd: int, nbytes: int) -> "OpenFile":
+        """Find out what an open file holds; the caller closes what it gets, and then the file.
 
         Args:
             fd: of the file; stays open.
@@ -81,13 +78,17 @@ class RecordReader:
             RecordError: it is a segment that cannot be used. What else it is shows when it is read.
             OSError: as the operating system reports it.
         """
-        with Reading(fd, self._policy, nbytes) as source:
+        source = Reading(fd, self._policy, nbytes)
+        try:
             head = bytearray(self.header_bytes)
             count = source.header(memoryview(head), 0)
             table = None
             if segment.is_segment(head):
                 table = _table(fd, memoryview(head)[:count], self.keyring)
-            yield OpenFile(fd, source, self, head if count == len(head) else None, table)
+        except BaseException:
+            source.close()
+            raise
+        return OpenFile(fd, source, self, head if count == len(head) else None, table)
 
 
 class OpenFile:
@@ -116,9 +117,13 @@ class OpenFile:
         self._source = source
         self._reader = reader
         self._head = head
-        self._size = reader.geometry.block_bytes
-        self._end = reader.geometry.payload_bytes
+        self._size = reader.block_bytes
+        self._end = reader.payload_bytes
         self.table = table
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self._source.close()
 
     def read(self, key: ChunkKey, into: memoryview, first_block: int) -> int | None:
         """Bring blocks `first_block` to the chunk's end into their places and verify each.
@@ -135,12 +140,25 @@ class OpenFile:
             RecordError: it cannot be used.
             OSError: as the operating system reports it.
         """
-        start, table, payload, keys = self._place(key)
+        start, tags, tags_at, payload, keys = self._place(key)
         if start > first_block:
             return None
-        run = _Run(self._source, into, payload - start * self._size)
-        self._verify(run, key, table[(first_block - start) * DIGEST_BYTES :], first_block, keys)
-        return self._end - first_block * self._size
+        size, most = self._size, self._source.step_bytes
+        base = payload - start * size
+        tags_at -= start * DIGEST_BYTES
+        step = max(1, most // max(size, 1)) * size
+        for low in range(first_block * size, self._end, step or 1):
+            high = min(low + step, self._end)
+            block = low // size
+            at = tags_at + block * DIGEST_BYTES
+            if size <= most or keys is not None:
+                wrong = self._check(key, self._fill(into, low, high, base), tags, at, block, keys)
+            else:
+                whole = self._digest(into, low, high, base) == tags[at : at + DIGEST_BYTES]
+                wrong = None if whole else _differs(key, block)
+            if wrong is not None:
+                raise wrong
+        return self._end - first_block * size
 
     def read_together(self, wanted: Sequence[Transfer]) -> list[Brought]:
         """The same for several chunks of a segment, with as few calls as their sizes allow.
@@ -149,51 +167,59 @@ class OpenFile:
             wanted: key, buffer and first block of each; different keys.
         """
         assert self.table is not None
-        size, table = self._size, self.table
+        reader, size, end, table = self._reader, self._size, self._end, self.table
+        held = table.entries if table.fits(reader.namespace, reader.geometry) else {}
         brought: list[Brought] = [None] * len(wanted)
         pieces: list[Piece] = []
         for index, (key, into, first_block) in enumerate(wanted):
-            try:
-                table.check(self._reader.namespace, key, self._reader.geometry)
-            except RecordError as error:
-                brought[index] = error
+            entry = held.get(key)
+            if entry is None:
+                brought[index] = self._alone(key, into, first_block)  # says why
                 continue
-            start, offset, checksums_at, *_ = table.entries[key]
-            if start <= first_block:
-                offset += (first_block - start) * size
-                checksums_at += (first_block - start) * DIGEST_BYTES
-                pieces.append((offset, into[first_block * size : self._end], index, checksums_at))
+            skipped = first_block - entry[0]
+            if skipped >= 0:
+                at, tags_at = entry[1] + skipped * size, entry[2] + skipped * DIGEST_BYTES
+                pieces.append((at, into[first_block * size : end], index, tags_at))
         pieces.sort(key=itemgetter(0))
         gap = memoryview(bytearray(PAGE))
-        for step in _steps(pieces, self._source.step_bytes):
-            whole = _read_step(self._source, step, gap)
-            for _, part, index, checksums_at in step:
-                key, into, first_block = wanted[index]
-                if whole:
-                    tags = table.data[checksums_at:]
-                    wrong = self._check(key, part, tags, first_block, table.keys_of(key))
-                    brought[index] = wrong or len(part)
-                else:  # each alone, to tell which of them are good
-                    brought[index] = self._alone(key, into, first_block)
+        tags = table.data.tobytes()
+        plain = table.keys is None
+        for run in cut(pieces, self._source.step_bytes):
+            if not bring(self._source, run, gap):  # each alone, to tell which of them are good
+                for _, _, index, _ in run:
+                    brought[index] = self._alone(*wanted[index])
+                continue
+            for _, part, index, tags_at in run:
+                nbytes = len(part)
+                if (
+                    plain
+                    and nbytes == size
+                    and digest(part) == tags[tags_at : tags_at + DIGEST_BYTES]
+                ):
+                    brought[index] = nbytes
+                    continue
+                key, _, first_block = wanted[index]
+                keys = table.keys_of(key)
+                brought[index] = self._check(key, part, tags, tags_at, first_block, keys) or nbytes
         return brought
 
-    def _place(self, key: ChunkKey) -> tuple[int, memoryview, int, "ChunkKeys | None"]:
-        """First stored block, its checksum and the following ones, where it stands in the file, and what
-        opens it."""
+    def _place(self, key: ChunkKey) -> tuple[int, Buffer, int, int, "ChunkKeys | None"]:
+        """First stored block; its checksum, followed by those of the next ones: in which bytes, and where;
+        where the block stands in the file; and what opens it."""
         reader = self._reader
         if self.table is not None:
             self.table.check(reader.namespace, key, reader.geometry)
             entry = self.table.entries[key]
-            tags = self.table.checksums(key, entry.first_block)
-            return entry.first_block, tags, entry.offset, self.table.keys_of(key)
+            keys = self.table.keys_of(key)
+            return entry.first_block, self.table.data, entry.checksums_at, entry.offset, keys
         head = self._head
         if head is not None and reader.keyring is None:
             start = reader.expected.first_block(head, key)
             if start is not None:
-                return start, memoryview(head)[CHECKSUMS_AT:], len(head), None
+                return start, head, CHECKSUMS_AT, len(head), None
         header = _read_header(self._fd, reader.header_bytes, reader.keyring, head)
         check_identity(header, reader.namespace, key, reader.geometry)
-        return header.first_block, memoryview(header.table), header.header_bytes, header.keys
+        return header.first_block, header.table, 0, header.header_bytes, header.keys
 
     def _alone(self, key: ChunkKey, into: memoryview, first_block: int) -> Brought:
         try:
@@ -201,119 +227,62 @@ class OpenFile:
         except (RecordError, OSError) as error:
             return error
 
-    def _verify(
-        self,
-        run: "_Run",
-        key: ChunkKey,
-        table: memoryview,
-        first_block: int,
-        keys: "ChunkKeys | None",
-    ) -> None:
-        """Fill and check blocks; `table` begins with the checksum of `first_block`."""
-        size, most = self._size, self._source.step_bytes
-        step = max(1, most // max(size, 1)) * size
-        for low in range(first_block * size, self._end, step or 1):
-            high = min(low + step, self._end)
-            block = low // size
-            at = (block - first_block) * DIGEST_BYTES
-            if size <= most or keys is not None:
-                wrong = self._check(key, run.fill(low, high), table[at:], block, keys)
-            else:
-                whole = run.digest(low, high, most) == table[at : at + DIGEST_BYTES]
-                wrong = None if whole else _differs(key, block)
-            if wrong is not None:
-                raise wrong
+    def _fill(self, into: memoryview, low: int, high: int, base: int) -> memoryview:
+        """Bytes `low` to `high` of the buffer, whose first byte stands at `base` in the file, read.
+
+        Raises:
+            RecordError: the file ends before.
+        """
+        part = into[low:high]
+        got = self._source.read_at((part,), base + low)
+        if got < high - low:
+            raise RecordError(BadReason.TRUNCATED, f"ends at byte {base + low + got}")
+        return part
+
+    def _digest(self, into: memoryview, low: int, high: int, base: int) -> bytes:
+        """Checksum of one large block, piece by piece as it comes; see `_fill`."""
+        running = digest_in_parts()
+        step = self._source.step_bytes
+        for begin in range(low, high, step):
+            running.update(self._fill(into, begin, min(begin + step, high), base))
+        return running.digest()
 
     def _check(
         self,
         key: ChunkKey,
         data: memoryview,
-        table: Buffer,
+        tags: Buffer,
+        tags_at: int,
         first_block: int,
         keys: "ChunkKeys | None",
     ) -> RecordError | None:
-        """What is wrong with blocks from `first_block` on, as their checksums say; they are readable then."""
+        """What is wrong with blocks from `first_block` on, as their checksums say; they are readable then.
+
+        Args:
+            key: of their chunk.
+            data: the blocks.
+            tags: their checksums or tags, from byte `tags_at` on.
+            tags_at: see above.
+            first_block: number of the first of them.
+            keys: of a sealed chunk.
+        """
         size = self._size
-        if keys is not None:
-            for number in range(len(data) // size if size else 0):
-                tag = table[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
-                part = data[number * size : (number + 1) * size]
-                if not keys.open(first_block + number, part, tag):
-                    return _differs(key, first_block + number)
-            return None
-        if len(data) == size:
-            return None if digest(data) == table[:DIGEST_BYTES] else _differs(key, first_block)
         for number in range(len(data) // size if size else 0):
-            at = number * DIGEST_BYTES
-            if digest(data[number * size : (number + 1) * size]) != table[at : at + DIGEST_BYTES]:
+            at = tags_at + number * DIGEST_BYTES
+            part = data[number * size : (number + 1) * size]
+            tag = tags[at : at + DIGEST_BYTES]
+            right = (
+                keys.open(first_block + number, part, tag)
+                if keys is not None
+                else digest(part) == tag
+            )
+            if not right:
                 return _differs(key, first_block + number)
         return None
 
 
 def _differs(key: ChunkKey, block: int) -> RecordError:
     return RecordError(BadReason.CHECKSUM, f"block {block} of {key.hex()}")
-
-
-def _steps(pieces: Sequence[Piece], step_bytes: int) -> list[list[Piece]]:
-    """Cut pieces of a file, in order, into runs that follow each other, each read by one call."""
-    steps: list[list[Piece]] = []
-    nbytes, end = 0, -1
-    for piece in pieces:
-        offset, part, _, _ = piece
-        follows = 0 <= offset - end < PAGE
-        if not follows or nbytes + len(part) > step_bytes:
-            steps.append([])
-            nbytes = 0
-        steps[-1].append(piece)
-        nbytes += len(part)
-        end = offset + len(part)
-    return steps
-
-
-def _read_step(source: Reading, step: Sequence[Piece], gap: memoryview) -> bool:
-    """Read pieces that follow each other; what stands between them goes to `gap`. Whether all came."""
-    first = step[0][0]
-    buffers: list[memoryview] = []
-    at = first
-    for offset, part, _, _ in step:
-        if offset > at:
-            buffers.append(gap[: offset - at])
-        buffers.append(part)
-        at = offset + len(part)
-    try:
-        return source.read_at(buffers, first) == at - first
-    except OSError:
-        return False
-
-
-class _Run:
-    """Bytes of a file on their way to the same positions of a buffer.
-
-    Args:
-        source: the way to the file's bytes.
-        into: the buffer.
-        base: position in the file of the buffer's first byte.
-    """
-
-    def __init__(self, source: Reading, into: memoryview, base: int) -> None:
-        self._source = source
-        self._into = into
-        self._base = base
-
-    def fill(self, low: int, high: int) -> memoryview:
-        """Bytes `low` to `high` of the buffer, read. Raises RecordError where the file ends before."""
-        part = self._into[low:high]
-        got = self._source.read_at([part], self._base + low)
-        if got < high - low:
-            raise RecordError(BadReason.TRUNCATED, f"ends at byte {self._base + low + got}")
-        return part
-
-    def digest(self, low: int, high: int, step: int) -> bytes:
-        """Checksum of one large block, piece by piece as it comes."""
-        running = digest_in_parts()
-        for begin in range(low, high, step):
-            running.update(self.fill(begin, min(begin + step, high)))
-        return running.digest()
 
 
 def find_chunk(
