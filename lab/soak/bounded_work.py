@@ -128,7 +128,7 @@ def witnessing(removed: Counter[ChunkKey]) -> Iterator[None]:
 
     def witness(path: str, **options: int) -> None:
         unlink(path, **options)
-        key = parse_file_name(path.rpartition("/")[2])
+        key = parse_file_name(Path(path).name)
         if key is not None:
             removed[key] += 1
 
