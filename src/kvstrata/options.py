@@ -160,8 +160,8 @@ class Options:
         256 << 20,
         read_positive_size,
         SIZE_ALLOWED + ", greater than 0",
-        "Bytes that may wait to be written to storage, at most half of the arena, and where it is slow what it "
-        "takes in ten seconds; further writes are dropped and counted.",
+        "Bytes that may wait to be written to storage, at most half of the arena, and where it is slow what "
+        "it takes in ten seconds; further writes are dropped and counted.",
         unit="bytes",
     )
     segment: int = _option(

@@ -73,7 +73,10 @@ class BoundedTier(PassingTier):
         full = Failed(CAPACITY, "the storage's bound is reached, and room is being made")
         admitted = [self._keeper.admit(len(payload)) for _, payload, _ in given]
         passed = [one for one, fits in zip(given, admitted, strict=True) if fits]
-        outcomes = iter(self.inner.write_many(passed))
+        try:
+            outcomes = iter(self.inner.write_many(passed))
+        finally:
+            self._keeper.landed(sum(len(payload) for _, payload, _ in passed))
         return [next(outcomes) if fits else full for fits in admitted]
 
     def take_removed(self) -> list[ChunkKey]:

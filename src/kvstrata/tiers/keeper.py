@@ -88,6 +88,37 @@ class Done:
     more: bool = False
 
 
+class Settling:
+    """Which of the bytes that this process wrote are in an estimate for certain, whoever took it. Pure.
+
+    A sample that somebody else took says nothing of when it began. But whoever takes the next one begins
+    after this one was written down, so what was written when one sample was seen is in the second one after
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._sample = 0
+        self._marked = 0
+        self._earlier = 0
+
+    def settled(self, sample: int, written: int, before: int | None) -> int:
+        """Bytes that an estimate holds for certain; they are not asked about again.
+
+        Args:
+            sample: number of the sample that it comes from.
+            written: bytes so far, less those that were settled.
+            before: of these, those before the sample was taken, if this process took it.
+        """
+        since = sample - self._sample
+        if since == 0:
+            return 0
+        certain = self._earlier if since == 1 else self._marked
+        settled = certain if before is None else before
+        self._sample = sample
+        self._earlier, self._marked = max(self._marked - settled, 0), written - settled
+        return settled
+
+
 class Keeper:
     """See the module.
 
@@ -133,6 +164,8 @@ class Keeper:
         self._guard = threading.Lock()
         self._room = 0.0
         self._written = 0
+        self._flying = 0
+        self._settling = Settling()
         self._round = -1
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -152,14 +185,20 @@ class Keeper:
             self._thread.join(timeout)
 
     def admit(self, nbytes: int) -> bool:
-        """Whether so much may be written before anyone looks again; from any thread."""
+        """Whether so much may be written before anyone looks again; from any thread. See `landed`."""
         with self._guard:
             admitted = self._written + nbytes <= self._room
             if admitted:
                 self._written += nbytes
+                self._flying += nbytes
             if not admitted or self._written > self._room / 2:
                 self._wake.set()
             return admitted
+
+    def landed(self, nbytes: int) -> None:
+        """So many of the bytes that were admitted are written, or will not be; from any thread."""
+        with self._guard:
+            self._flying -= nbytes
 
     def look(self) -> Done | None:
         """One look, and what it makes due; None while another process is at it.
@@ -168,7 +207,7 @@ class Keeper:
             OSError: the root cannot be looked at.
         """
         with self._guard:
-            before = self._written
+            before = self._written - self._flying
         with lease(f"{self._root}/{LEASE_FILE}", self._sharing) as got:
             known = read_usage(self._root) or Usage()
             done = self._tend(known) if got else Done(known)
@@ -177,8 +216,9 @@ class Keeper:
         bound = done.usage.bound if got else self._bytes_of(known.used)
         with self._guard:
             self._round = done.usage.round
-            # What was written while it was looked is in no estimate for certain.
-            self._written -= before if got else self._written
+            sample = done.usage.samples or done.usage.round
+            landed = self._written - self._flying
+            self._written -= self._settling.settled(sample, landed, before if got else None)
             self._room = room(done.usage.used, bound) if self._bound else math.inf
         return done
 
@@ -246,6 +286,7 @@ class Keeper:
         usage = msgspec.structs.replace(
             known,
             round=known.round + 1,
+            samples=known.samples + 1,
             used=seen.nbytes,
             bound=bound,
             directories=seen.directories,

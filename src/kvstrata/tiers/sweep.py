@@ -39,6 +39,7 @@ class Usage(msgspec.Struct, frozen=True):
         age: seconds since the files that go next, or would, were used; 0 where that is not known.
         patrol: where the search for what is past its time goes on.
         patrolled: when it got there, seconds by the file system's clock.
+        samples: that were taken; several rounds may tell of one. 0 where an older release wrote it.
     """
 
     round: int = 0
@@ -49,6 +50,7 @@ class Usage(msgspec.Struct, frozen=True):
     age: float = 0.0
     patrol: int = 0
     patrolled: float = 0.0
+    samples: int = 0
 
 
 @dataclass(slots=True)
@@ -120,6 +122,7 @@ def read_usage(root: Path) -> Usage | None:
     return msgspec.structs.replace(
         found,
         round=found.round % 2**62,
+        samples=found.samples % 2**62,
         used=max(found.used, 0.0),
         bound=max(found.bound, 0.0),
         age=max(found.age, 0.0),

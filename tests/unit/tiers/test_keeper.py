@@ -73,6 +73,9 @@ def test_while_there_is_room_nothing_is_removed_and_something_is_admitted(tmp_pa
     admitted = sum(kept.admit(SIZE) for _ in range(200))
     assert 5 <= admitted <= 100 // 8
     assert kept.look() is not None
+    assert not kept.admit(SIZE), "what is still being written is in no estimate"
+    kept.landed(admitted * SIZE)
+    assert kept.look() is not None
     assert kept.admit(SIZE)
 
 
