@@ -142,9 +142,8 @@ class MemoryTier(Tier):
         with self._lock:
             victims = self._policy.victims()
             while len(found) < len(keys):
-                first = len(found)
-                size = self._slot_bytes(keys[first])
-                last = first + 1
+                size = self._slot_bytes(keys[len(found)])
+                last = len(found) + 1
                 while last < len(keys) and self._slot_bytes(keys[last]) == size:
                     last += 1
                 while len(found) < last:
@@ -277,8 +276,7 @@ class MemoryTier(Tier):
             totals: dict[State, tuple[int, int]] = dict.fromkeys({*State} - {State.ABSENT}, (0, 0))
             for key, entry in self._entries.items():
                 chunks, nbytes = totals[entry.state]
-                size = self._slot_bytes(key)
-                totals[entry.state] = (chunks + 1, nbytes + size)
+                totals[entry.state] = (chunks + 1, nbytes + self._slot_bytes(key))
             return totals
 
     @property
