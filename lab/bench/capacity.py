@@ -29,6 +29,7 @@ from kvstrata.tiers.ring import Contents, Directories, sample
 from kvstrata.tiers.shares import RING, Bound, Held
 from kvstrata.tiers.tier import Stored
 from lab import report
+from lab.bench import capacity_calls
 from lab.bench.results import save
 
 DIRECTORY = report.BUILD / "bench" / "capacity"
@@ -42,6 +43,9 @@ NOTES = {
     "estimate_error_percent_*": "of bytes, absolute, 95th percentile over seeds; 1e8, 1e6: filled by chance",
     "directories_read_percent_*": "of 65 536, for one estimate, median",
     "look_ms, crawl_ms": "one estimate, and a crawl that stats every file, of the real root",
+    "calls_per_s_at_rest": "system calls on the real root, of one engine with a bound that writes nothing",
+    "calls_of_a_crawl": "system calls of one crawl that stats every file, of the real root",
+    "calls_per_s_of_crawls": "of such a crawl as often as an engine at rest looks",
     "overshoot_percent": "bytes over the bound, the worst seen, four writers at full speed into 200 MiB",
     "written_MB_per_s": "what these four stored meanwhile, together",
     "age_order_error_percent": "of evicted bytes, those that a perfect order of age would have kept",
@@ -86,11 +90,28 @@ def estimates(figures: dict[str, float], samples: dict[str, list[float]]) -> Non
 def put(root: Path, number: int, nbytes: int, used: float | None = None) -> None:
     """One file of ours with nothing in it but its length."""
     path = root / relative_path(make_key(random.Random(number).randbytes(32), 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.truncate(nbytes)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.truncate(file, nbytes)
+    os.close(file)
     if used is not None:
         os.utime(path, (used, used))
+
+
+def _fill(base: Path, numbers: range) -> None:
+    for number in numbers:
+        put(base, number, SIZES[number % 5 == 0])
+
+
+def fill(base: Path, count: int) -> None:
+    """Files of both sizes, made by as many processes as there are processors."""
+    parts = os.cpu_count() or 1
+    context = multiprocessing.get_context("fork")
+    with context.Pool(parts) as pool:
+        pool.map(partial(_fill, base), [range(part, count, parts) for part in range(parts)], 1)
 
 
 def crawl(root: Path) -> list[Held]:
@@ -108,10 +129,10 @@ def crawl(root: Path) -> list[Held]:
 
 
 def real_root(count: int, figures: dict[str, float], samples: dict[str, list[float]]) -> None:
-    """A look at a root of real files, beside a crawl."""
-    base = DIRECTORY / ("m-" + "0" * 32)
-    for number in range(count):
-        put(base, number, SIZES[number % 5 == 0])
+    """A look at a root of real files, and what an engine at rest asks of it, beside a crawl."""
+    root = DIRECTORY / "real"
+    base = capacity_calls.base(root)
+    fill(base, count)
     begun = time.perf_counter()
     truth = sum(one.nbytes for one in crawl(base))
     crawled = time.perf_counter() - begun
@@ -127,7 +148,8 @@ def real_root(count: int, figures: dict[str, float], samples: dict[str, list[flo
     figures[f"directories_read_percent_{name}_real"] = float(np.median(read))
     figures["look_ms"], figures["crawl_ms"] = float(np.median(took)), 1000 * crawled
     samples["look_ms"] = took
-    shutil.rmtree(base)
+    figures.update(capacity_calls.calls(root))
+    shutil.rmtree(root)
 
 
 def aged(figures: dict[str, float], samples: dict[str, list[float]]) -> None:

@@ -33,13 +33,13 @@ def base(root: Path) -> Path:
     return root / NAMESPACE.directory_name
 
 
-def calls(root: Path) -> dict[str, float]:
+def calls(root: Path, rest: float = LOOKS * REST_SECONDS) -> dict[str, float]:
     """Figures of a root that holds files.
 
     Args:
         root: absolute; see `base`.
+        rest: seconds that the tier is at rest.
     """
-    rest = LOOKS * REST_SECONDS
     with FaultyIO(root) as layer:
         _run([sys.executable, "-m", __spec__.name, str(root), str(rest)], layer)
         at_rest = sum(layer.seen().values())

@@ -3,7 +3,8 @@
 Replays made-up traffic through the production planner and the production memory tier; no engine runs and
 no clock is read, so the figures are the same on every machine. Device caches are left out: every request
 asks the tier. What a request stores follows vLLM's default retention: full groups all of the prompt's
-chunks, windowed groups the window at the prompt's end, and at the junction with an earlier prompt.
+chunks, windowed groups the window at the prompt's end, and at the junction with an earlier prompt. What is worth
+a write to storage follows: `lab.bench.eviction_storage`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvstrata.tiers.eviction_choice import POLICIES
+from lab.bench import eviction_storage
 from lab.bench.replay import MODELS, limits, replay, steps
 from lab.bench.results import save
 from lab.bench.traces import TRACES, trace
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of each trace")
     parser.add_argument("--seed", type=int, default=SEED, help="of the traces")
     arguments = parser.parse_args()
-    console = Console(width=120)
+    console = Console(width=140)
     titles = ["trace", "model", "arena %", "LRU", "ARC/LRU", "ours/LRU", "bound/LRU", "ours/bound"]
     table = Table(*titles, title="share of prompt tokens served (LRU), and ratios")
     found = []
@@ -150,6 +152,7 @@ def main() -> None:
         "samples": f"tokens served by {', '.join(POLICIES)}; bound; with room for all",
     }
     console.print(f"wrote {save('eviction', results, notes, samples)}")
+    eviction_storage.run(arguments.requests, arguments.seed, console)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,9 @@ def _show(
         nbytes = sum(file.size for file in beside)
         shown.add_row("beside them", "0", format_size(nbytes), f"{len(beside):,}")
     to = console.err() if on_stderr else console.out()
+    if not plan and not beside:
+        to.print("nothing to delete")
+        return
     to.print("to be deleted" + (", with the namespaces themselves" if selection.everything else ""))
     to.print(shown)
 

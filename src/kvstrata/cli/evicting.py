@@ -22,7 +22,7 @@ from kvstrata.fileio.sharing import Sharing
 from kvstrata.sizes import format_size, parse_size
 from kvstrata.tiers.keeper import FUTURE
 from kvstrata.tiers.ring import Contents, Directories, sample, walk
-from kvstrata.tiers.shares import RING, Eviction, Held, Part, Sample, evict
+from kvstrata.tiers.shares import LOW, RING, Eviction, Held, Part, Sample, evict
 from kvstrata.tiers.spaces import Space, claims_of, find_spaces
 from kvstrata.tiers.sweep import (
     LEASE_FILE,
@@ -120,6 +120,7 @@ def evict_down(
 ) -> None:
     """Remove what was not used for longest until so much is left, as engines with that capacity would.
 
+    Like them it begins above 97 % of that, and goes on to 95 %.
     With --namespace or --model only those are counted, and evicted from. Engines may run meanwhile,
     and need not. Bytes are estimated from a sample. Ends with status 0 if no more than that is left,
     1 if there is more or the answer was no, 2 if the request cannot be done.
@@ -308,7 +309,9 @@ def _show(plan: Plan, order: Order, on_stderr: bool) -> None:
         estimate = amount.estimate(plan.seen.share)
         off = "" if estimate.exact else f"{100 * estimate.error:.2g}%"
         shown.add_row(name, format_size(round(estimate.value)), off)
-    to.print(f"about {held} held, {format_size(order.bound)} wanted; to be evicted:")
+    # Without the share, what goes seems to be more than what is too much.
+    down = f"to be evicted, down to {LOW:.0%} of that as engines do"
+    to.print(f"about {held} held, {format_size(order.bound)} wanted; {down}:")
     to.print(shown)
     if youngest is not None:
         age = console.format_age(max(time.time() - youngest, 0.0))

@@ -32,6 +32,12 @@ def document(*arguments: str | Path) -> Any:
     return json.loads(result.stdout)
 
 
+def test_of_an_empty_root_it_is_said_that_there_is_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "nothing to delete\n"
+
+
 class Terminal:
     """Makes the command believe that a person sits there, who answers as told."""
 

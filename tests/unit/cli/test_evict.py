@@ -91,6 +91,13 @@ def test_nothing_goes_where_there_is_room(tmp_path: Path) -> None:
     assert left(root) == [0, 1, 2, 3, 4]
 
 
+def test_it_is_said_that_more_goes_than_is_too_much(tmp_path: Path) -> None:
+    fill(tmp_path, 100)
+    result = run(tmp_path, "--to", 80 * SIZE, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert f"down to {LOW:.0%} of that" in " ".join(result.stdout.split())
+
+
 def test_everything(tmp_path: Path) -> None:
     root = fill(tmp_path, 5)
     assert evicted(tmp_path, "--to", 0)["held"] == 0
