@@ -3,8 +3,8 @@
 Replays made-up traffic through the production planner and the production memory tier; no engine runs and
 no clock is read, so the figures are the same on every machine. Device caches are left out: every request
 asks the tier. What a request stores follows vLLM's default retention: full groups all of the prompt's
-chunks, windowed groups the window at the prompt's end, and at the junction with an earlier prompt. What is worth
-a write to storage follows: `lab.bench.eviction_storage`.
+chunks, windowed groups the window at the prompt's end, and at the junction with an earlier prompt. What
+is worth a write to storage follows: `lab.bench.eviction_storage`.
 """
 
 import argparse
