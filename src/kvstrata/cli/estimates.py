@@ -63,8 +63,8 @@ class Sum:
         value = self.total / share
         if share >= 1.0:
             return Estimate(value, value, value)
-        worth = self.squares / self.total if self.total else typical
-        parts = self.total / worth if self.total else 0.0
+        worth = self.typical or typical  # squares of the smallest numbers there are vanish
+        parts = self.total / worth if worth else 0.0
         unit, narrower = worth / share, math.sqrt(1.0 - share)
         low, high = _poisson_interval(parts)
         return Estimate(
