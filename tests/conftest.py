@@ -3,6 +3,10 @@
 import os
 
 import hypothesis
+import pytest
+
+# The shipped suites show the values when one of their assertions fails.
+pytest.register_assert_rewrite("kvstrata.testing")
 
 # A slow shared machine is no bug: time limits belong to pytest-timeout. What a run finds is printed
 # as a blob, so that it can be repeated elsewhere.

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Engine, Nursery
+
+from tests.e2e.engine import Engine, Nursery
 
 Start = Callable[..., Engine]
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine import Engine, Nursery
-
 from lab.faulty_io.control import FaultyIO
 from lab.models import prompt_ids
+from tests.e2e.engine import Engine, Nursery
 
 TOKENS = 400
 BLOCK = 128

@@ -3,9 +3,8 @@
 import errno
 from dataclasses import dataclass
 
-from faulty_engine import WHOLE
-
 from lab.faulty_io.control import Rule
+from tests.e2e.faulty_engine import WHOLE
 
 RECORDS, TEMPORARY = "*.kv", "*.tmp-*"
 NAMING = ("rename", "link")

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from engine import Engine, EngineError
 
 from kvstrata.chunks.key import make_key, relative_path
 from kvstrata.testing.damage import damage, forge
 from kvstrata.tiers.catalog import check_record, iter_namespaces, iter_records
 from lab.fuzz.heads import repair
 from lab.models import prompt_ids
+from tests.e2e.engine import Engine, EngineError
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine import Engine
 
 from kvstrata.cli.fleet_following import explanations
 from kvstrata.events.stream import Trust
@@ -18,6 +17,7 @@ from kvstrata.fleet.fleet import Fleet, warm
 from kvstrata.fleet.replica import Address
 from kvstrata.wire.snapshot import Place
 from lab.models import prompt_ids
+from tests.e2e.engine import Engine
 
 pytestmark = pytest.mark.engine
 

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_answers import agree
 
 from lab.models import prompt_ids
+from tests.e2e.test_answers import agree
 
 pytestmark = pytest.mark.engine
 

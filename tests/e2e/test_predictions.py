@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from engine import Engine
 
 from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.events.stream import Trust
@@ -27,6 +26,7 @@ from kvstrata.routing.shape import Holdings, ModelShape
 from kvstrata.wire.batches import decode, low_bits
 from kvstrata.wire.contents import Contents
 from lab.models import prompt_ids
+from tests.e2e.engine import Engine
 
 pytestmark = pytest.mark.engine
 

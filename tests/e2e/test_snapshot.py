@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import zmq
-from engine import Engine
 
 from kvstrata.chunks.key import group_of, hash_of, parse_file_name
 from kvstrata.wire.snapshot import ANSWER, END, EngineFacts, Place, Question, Snapshot, decode
 from lab.models import prompt_ids
+from tests.e2e.engine import Engine
 
 pytestmark = pytest.mark.engine
 

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from faulty_engine import KNOWN, WHOLE, FaultyEngine, Metrics, faulty_engine, grown
-from storage_fault_cases import FAULTS, NAMING, RECORDS, Fault
 
 from kvstrata.tiers.catalog import check_record, iter_namespaces, iter_records
 from lab.faulty_io.control import FaultyIOError, Rule
+from tests.e2e.faulty_engine import KNOWN, WHOLE, FaultyEngine, Metrics, faulty_engine, grown
+from tests.e2e.storage_fault_cases import FAULTS, NAMING, RECORDS, Fault
 
 pytestmark = pytest.mark.engine
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_writer import GEOMETRY, KEYS, NAMESPACE, open_tier, payload_of, write
 from typer.testing import CliRunner
 
 from kvstrata.chunks.namespace import NAMESPACE_FILE
@@ -21,6 +20,7 @@ from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.place import PLACE_FILE
 from kvstrata.tiers.tier import Loaded, Missing, Present, Stored
 from lab.faulty_io.control import FaultyIO, FaultyIOError, Rule, Step
+from tests.e2e.faulty_writer import GEOMETRY, KEYS, NAMESPACE, open_tier, payload_of, write
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIGKILLED = -9

@@ -1,9 +1,9 @@
 """A window whose blocks were given away before they were stored: withheld, never written shifted."""
 
 import pytest
-from test_answers import agree
 
 from lab.models import prompt_ids
+from tests.e2e.test_answers import agree
 
 pytestmark = pytest.mark.engine
 

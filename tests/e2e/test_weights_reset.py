@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_answers import agree
 
 from lab.checkpoint import write_checkpoint
 from lab.models import RECIPES, ensure, prompt_ids
+from tests.e2e.test_answers import agree
 
 pytestmark = pytest.mark.engine
 

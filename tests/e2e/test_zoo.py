@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Engine, EngineError
 
 from kvstrata.chunks.key import group_of, hash_of, parse_file_name
 from kvstrata.testing.damage import forge
@@ -19,6 +18,7 @@ from kvstrata.tiers.catalog import iter_namespaces, iter_records
 from lab.models import RECIPES, ensure, prompt_ids
 from lab.refused import ENGINE, REFUSED, write_configuration
 from lab.support import BYTES_ONLY, ROWS, ZOO
+from tests.e2e.engine import Engine, EngineError
 
 NOISE = {"float32": 5e-4, "bfloat16": 0.02}
 """Log-probability difference that the same prefix may make: the rest of the prompt has other shapes."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from fake_publisher import FakeEngine, Proxy, random_events
 
 from kvstrata.errors import ConfigError
 from kvstrata.events.connection import Feed
@@ -21,6 +20,7 @@ from kvstrata.events.stream import Trust
 from kvstrata.events.subscriber import Subscriber
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import Place
+from tests.unit.events.fake_publisher import FakeEngine, Proxy, random_events
 
 FAKE = Path(__file__).with_name("fake_publisher.py")
 SECONDS = 20.0

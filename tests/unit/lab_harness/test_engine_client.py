@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from fake_engine import FakeEngine
 
 from lab.client import EngineClient
+from tests.unit.lab_harness.fake_engine import FakeEngine
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import fake_engine
 import pytest
 
 from lab import server as harness
 from lab.client import Answer
 from lab.server import EngineServer, ServerError
+from tests.unit.lab_harness import fake_engine
 
 FAKE = fake_engine.__file__
 
@@ -95,9 +95,9 @@ def test_silence_at_the_start_is_an_error_and_the_end(
 
 def test_it_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     code = f"""
-import sys; sys.path[:0] = {[str(Path(FAKE).parent), str(Path.cwd())]!r}
+import sys; sys.path[:0] = {[str(Path.cwd())]!r}
 from pathlib import Path
-import test_engine_server
+from tests.unit.lab_harness import test_engine_server
 test_engine_server.harness.ensure = lambda name: Path(name)
 server = test_engine_server.FakeServer(Path({str(tmp_path)!r}))
 server.start()

@@ -13,12 +13,11 @@ import signal
 import sys
 from typing import Any
 
-from stub_engine import Seen, StubEngine
-
 from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.wire.batches import low_bits
 from kvstrata.wire.snapshot import EngineFacts, GroupFacts
 from tests.unit.events.fake_publisher import FakeEngine
+from tests.unit.router.stub_engine import Seen, StubEngine
 
 BLOCK = 16
 HASHER = BlockHasher("sha256", BLOCK)

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from router_lab import fleet
-from stub_engine import StubEngine
 
 from lab.browser import Browser, Page, executable, launched
+from tests.unit.router.router_lab import fleet
+from tests.unit.router.stub_engine import StubEngine
 
 STATE = "/admin/state"
 

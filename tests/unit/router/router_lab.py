@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from stub_engine import StubEngine
-
 from kvstrata.router.chooser import Chooser
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.service import Router
+from tests.unit.router.stub_engine import StubEngine
 
 LONGEST = 60.0
 QUICK = {

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from router_lab import Got, Wire
+
+from tests.unit.router.router_lab import Got, Wire
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -70,7 +71,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         log.close()
         self.children.append(child)

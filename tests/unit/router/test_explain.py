@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from router_lab import ask, fleet, get, run, until
-from stub_engine import StubEngine
-from test_fleet_chooser import Following, prompt, stored
 
 from kvstrata.router.application import FORWARDED
+from tests.unit.router.router_lab import ask, fleet, get, run, until
+from tests.unit.router.stub_engine import StubEngine
+from tests.unit.router.test_fleet_chooser import Following, prompt, stored
 
 EXPLAIN = "/v1/route/explain"
 TERMS = {

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from router_lab import ask, fleet, run, until
-from stub_engine import StubEngine
 
 from kvstrata.chunks.block_hashes import BlockHasher
 from kvstrata.compiled import Kept, kept
@@ -21,6 +19,8 @@ from kvstrata.routing.policies import make_policy
 from kvstrata.wire.batches import low_bits
 from kvstrata.wire.snapshot import EngineFacts, GroupFacts
 from tests.unit.events.fake_publisher import FakeEngine
+from tests.unit.router.router_lab import ask, fleet, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 HASHER = BlockHasher("sha256", 16)
 GROUPS = (GroupFacts(0, "full", 16, 1, 1024), GroupFacts(1, "window", 16, 1, 1024, 32))

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from router_lab import ask, fleet, get, run, until
-from stub_engine import Seen, StubEngine
-from test_fleet_chooser import Following, prompt, stored
 
 from kvstrata.router.fleet_chooser import FleetChooser
 from kvstrata.routing.drift import CALM_ANSWERS, LESS, RESYNC_SECONDS
 from kvstrata.wire.contents import Contents
+from tests.unit.router.router_lab import ask, fleet, get, run, until
+from tests.unit.router.stub_engine import Seen, StubEngine
+from tests.unit.router.test_fleet_chooser import Following, prompt, stored
 
 
 @pytest.fixture

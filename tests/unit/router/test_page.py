@@ -7,13 +7,13 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from router_lab import Wire, fleet, get, run
-from stub_engine import StubEngine
 
 from kvstrata.router.access import check_admin
 from kvstrata.router.inbound import Request
 from kvstrata.router.page import PATHS, page
 from kvstrata.router.refusals import RefusedError
+from tests.unit.router.router_lab import Wire, fleet, get, run
+from tests.unit.router.stub_engine import StubEngine
 
 UI = resources.files("kvstrata.router") / "ui"
 OUTSIDE = re.compile(r"(?:https?:)?//[a-z0-9]", re.IGNORECASE)

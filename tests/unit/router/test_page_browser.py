@@ -12,10 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from page_browser import STATE, devtools_of_a_browser, nothing_is_wrong, shown, tab
-from page_state import decision, drifting, replica, sample
-from router_lab import Wire, ask, fleet, get, run, until
-from stub_engine import StubEngine
+
+from tests.unit.router.page_browser import (
+    STATE,
+    devtools_of_a_browser,
+    nothing_is_wrong,
+    shown,
+    tab,
+)
+from tests.unit.router.page_state import decision, drifting, replica, sample
+from tests.unit.router.router_lab import Wire, ask, fleet, get, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 __all__ = ["devtools_of_a_browser"]  # a fixture
 HURT = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'

@@ -5,12 +5,12 @@ import random
 
 import msgspec
 import pytest
-from page_browser import devtools_of_a_browser, tab
-from page_state import appraisal
-from router_lab import fleet, run
 
 from kvstrata.router.sources import sources_of
 from kvstrata.routing.decision import Appraisal
+from tests.unit.router.page_browser import devtools_of_a_browser, tab
+from tests.unit.router.page_state import appraisal
+from tests.unit.router.router_lab import fleet, run
 
 __all__ = ["devtools_of_a_browser"]  # a fixture
 FORMATS = [

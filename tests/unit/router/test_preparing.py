@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from router_lab import ask, fleet, run, until
-from stub_engine import StubEngine
 
 from kvstrata.compiled import Kept
 from kvstrata.router import preparing, service
 from kvstrata.router.fleet_chooser import FleetChooser
+from tests.unit.router.router_lab import ask, fleet, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 PROMPT = {"model": "tiny", "prompt": list(range(400))}

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from router_lab import fleet, run, until
-from stub_engine import StubEngine, _send
 from tokenizers import Tokenizer
 
 from kvstrata.chunks.block_hashes import BlockHasher
@@ -22,6 +20,8 @@ from kvstrata.router.replicas import Replica
 from kvstrata.router.tokenizing import EngineTokenizer
 from kvstrata.wire.batches import low_bits
 from lab.models import ensure
+from tests.unit.router.router_lab import fleet, run, until
+from tests.unit.router.stub_engine import StubEngine, _send
 
 RECIPE = Recipe("sha256", BlockHasher("sha256", 16).none_hash, 16)
 TEXT = "A line of text.\n" * 100

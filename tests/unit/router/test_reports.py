@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from router_lab import Wire, ask, fleet, post, run, until
-from stub_engine import StubEngine
 
 from kvstrata.router.chooser import Result
 from kvstrata.routing.decision import Outcome
+from tests.unit.router.router_lab import Wire, ask, fleet, post, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 
 def heard(router) -> list[Outcome]:

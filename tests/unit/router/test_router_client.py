@@ -4,10 +4,10 @@ import asyncio
 
 import openai
 import pytest
-from router_lab import fleet, run, until
-from stub_engine import StubEngine
 
 from kvstrata.router.service import Router
+from tests.unit.router.router_lab import fleet, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 HELLO = [{"role": "user", "content": "hello"}]

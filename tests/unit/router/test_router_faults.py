@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from honest_engine import streamed_text, text_for
-from router_lab import Got, post, run
-from router_machine import Machine
 
 from kvstrata.router.preparing import warm
+from tests.unit.router.honest_engine import streamed_text, text_for
+from tests.unit.router.router_lab import Got, post, run
+from tests.unit.router.router_machine import Machine
 
 MIB = 1 << 20
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from honest_engine import HonestEngine, well_formed
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from router_lab import Got, Wire, ask, fleet, get, run, until
-from stub_engine import Seen
 
 from kvstrata.router.application import FORWARDED
 from kvstrata.router.preparing import warm
+from tests.unit.router.honest_engine import HonestEngine, well_formed
+from tests.unit.router.router_lab import Got, Wire, ask, fleet, get, run, until
+from tests.unit.router.stub_engine import Seen
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 AT_ONCE = 12

@@ -5,8 +5,9 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 
 import pytest
-from router_lab import Wire, ask, fleet, run, until
-from stub_engine import StubEngine
+
+from tests.unit.router.router_lab import Wire, ask, fleet, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 Answer = Callable[[int, asyncio.StreamWriter], Awaitable[None]]
 """Answers the POST of that number, counted over all connections."""

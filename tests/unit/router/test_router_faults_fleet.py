@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from honest_engine import BLOCK, HonestEngine, text_for
-from router_lab import Got, ask, fleet, get, run, until
-from router_machine import Machine
 
 from kvstrata.router.preparing import warm
 from tests.unit.events.fake_publisher import Proxy
+from tests.unit.router.honest_engine import BLOCK, HonestEngine, text_for
+from tests.unit.router.router_lab import Got, ask, fleet, get, run, until
+from tests.unit.router.router_machine import Machine
 
 
 @pytest.fixture(scope="module", autouse=True)

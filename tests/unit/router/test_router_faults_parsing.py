@@ -12,15 +12,15 @@ import os
 from dataclasses import dataclass
 
 import h11
-from honest_engine import HonestEngine
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from router_lab import Wire, ask, fleet, run, until
 
 from kvstrata.router.config import RouterConfig
 from kvstrata.router.inbound import Request, RequestReader
 from kvstrata.router.refusals import RefusedError
 from kvstrata.router.service import Router
+from tests.unit.router.honest_engine import HonestEngine
+from tests.unit.router.router_lab import Wire, ask, fleet, run, until
 
 MORE = int(os.environ.get("KVSTRATA_MORE_CASES", "1"))
 CONFIG = RouterConfig.parse({"max_head": "16KiB", "max_body": "1MiB"})

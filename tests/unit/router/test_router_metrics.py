@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from router_lab import ask, fleet, get, run, until
-from stub_engine import StubEngine
-from test_fleet_chooser import Following, prompt, stored
+
+from tests.unit.router.router_lab import ask, fleet, get, run, until
+from tests.unit.router.stub_engine import StubEngine
+from tests.unit.router.test_fleet_chooser import Following, prompt, stored
 
 SECONDS = ("ttft", "predicted_ttft", "decide", "index_lag")
 LABELS = {

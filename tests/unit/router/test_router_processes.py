@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from router_lab import Wire, post, run, until
-from router_machine import Machine
-from stub_engine import stream_bytes
+
+from tests.unit.router.router_lab import Wire, post, run, until
+from tests.unit.router.router_machine import Machine
+from tests.unit.router.stub_engine import stream_bytes
 
 
 @pytest.fixture

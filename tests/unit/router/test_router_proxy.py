@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from router_lab import Wire, ask, fleet, get, post, run, until
-from stub_engine import StubEngine, event, stream_bytes
 
 from kvstrata.router.config import RouterConfig
+from tests.unit.router.router_lab import Wire, ask, fleet, get, post, run, until
+from tests.unit.router.stub_engine import StubEngine, event, stream_bytes
 
 
 def test_an_answer_comes_back_as_the_engine_gave_it() -> None:

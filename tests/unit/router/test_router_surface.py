@@ -7,8 +7,9 @@ import resource
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from router_lab import Wire, ask, fleet, get, post, run, until
-from stub_engine import StubEngine
+
+from tests.unit.router.router_lab import Wire, ask, fleet, get, post, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 

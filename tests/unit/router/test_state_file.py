@@ -7,13 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
-from router_lab import ask, fleet, get, run, until
-from stub_engine import StubEngine
 
 from kvstrata.router.chooser import PolicyChooser
 from kvstrata.router.state_file import Keeping, StateFile
 from kvstrata.routing.cost import Profile, Work
 from kvstrata.routing.seconds import Seconds
+from tests.unit.router.router_lab import ask, fleet, get, run, until
+from tests.unit.router.stub_engine import StubEngine
 
 
 def taught(seconds: float = 9.0) -> PolicyChooser:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_ways import PlainSituation, PlainWay, plain_best_way, plain_terms
 
 from kvstrata.errors import ConfigError
 from kvstrata.routing import pricing
@@ -14,6 +13,7 @@ from kvstrata.routing.appraising import appraise
 from kvstrata.routing.cost import LEARNED, Profile, Work
 from kvstrata.routing.decision import Appraisal, Candidate, Reach, Reuse, Terms
 from kvstrata.routing.pricing import SOURCES, UNCAPPED, Price, Standing, add_up, choose_way
+from tests.unit.routing.plain_ways import PlainSituation, PlainWay, plain_best_way, plain_terms
 
 PROFILE = Profile()
 ROUNDING = 1e-12

@@ -5,12 +5,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from simulated_fleet import Fleet, Physics, conversations
 
 from kvstrata.routing.cost import Profile
 from kvstrata.routing.decision import Policy
 from kvstrata.routing.policies import make_policy
 from kvstrata.routing.seconds import Seconds
+from tests.unit.routing.simulated_fleet import Fleet, Physics, conversations
 
 WORLDS = {
     "ordinary": [Physics()] * 4,

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storage import DictTier
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
@@ -19,6 +18,7 @@ from kvstrata.tiering.planner import GroupKeys, RequestShape
 from kvstrata.tiering.runner import Runner
 from kvstrata.tiers.admission import Admission, Always, SecondSight
 from kvstrata.tiers.memory import MemoryTier
+from tests.unit.tiering.storage import DictTier
 
 GEOMETRIES = {
     0: GroupGeometry(0, GroupKind.FULL, 16, 1, (4096,)),

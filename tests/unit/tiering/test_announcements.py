@@ -8,8 +8,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from storage import DictTier
-from test_cache import GEOMETRIES, Bench, payload, request
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import ChunkKey, group_of, hash_of
@@ -19,6 +17,8 @@ from kvstrata.tiers.tier import Present, Stored, WriteOutcome
 from kvstrata.wire import batches as wire
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import Place
+from tests.unit.tiering.storage import DictTier
+from tests.unit.tiering.test_cache import GEOMETRIES, Bench, payload, request
 
 MEDIA = {"memory": "CPU", "filesystem": "STORAGE"}
 NAMES = "abc"

@@ -6,7 +6,6 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage import DictTier
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind, ceil_div
@@ -17,6 +16,7 @@ from kvstrata.tiering.cache import RESET_STEPS, TieredCache
 from kvstrata.tiering.planner import GroupKeys, RequestShape
 from kvstrata.tiering.runner import Runner
 from kvstrata.tiers.memory import MemoryTier
+from tests.unit.tiering.storage import DictTier
 
 FULL = GroupGeometry(0, GroupKind.FULL, 16, 1, (4096,))
 WINDOW = GroupGeometry(1, GroupKind.WINDOW, 16, 1, (4096,), window_tokens=33)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storage import DictTier
 
 from kvstrata import metrics as m
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
@@ -23,6 +22,7 @@ from kvstrata.tiering.runner import Priority, Runner
 from kvstrata.tiering.writes import LEAST_BYTES, WriteBehind
 from kvstrata.tiers.memory import MemoryTier
 from kvstrata.tiers.tier import ReadOutcome, Transfer, WriteOutcome
+from tests.unit.tiering.storage import DictTier
 
 NEVER = 1e9
 LOADS = st.lists(

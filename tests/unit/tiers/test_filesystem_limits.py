@@ -224,7 +224,7 @@ def test_a_chunk_that_may_not_be_read_stays(place: Path) -> None:
 WRITER = f"""
 import sys
 from pathlib import Path
-from {Path(__file__).stem} import key_of, open_tier, payload_of
+from {__name__} import key_of, open_tier, payload_of
 
 tier = open_tier(Path(sys.argv[1]))
 start = int(sys.argv[2])
@@ -246,7 +246,7 @@ def test_a_killed_writer_leaves_only_whole_chunks(tmp_path: Path) -> None:
         child = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(root), str(start)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         )
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"

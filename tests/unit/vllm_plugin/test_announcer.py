@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_manager import BY_GROUP, GEOMETRIES, Engine, keys_of, payload, wait_for
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_offload.base import Locality, Medium, OffloadingEvent
 
@@ -21,6 +20,14 @@ from kvstrata.vllm_plugin.announcer import Announcer
 from kvstrata.wire.batches import decode_any
 from kvstrata.wire.contents import Contents
 from kvstrata.wire.snapshot import EngineFacts, Place
+from tests.unit.vllm_plugin.test_manager import (
+    BY_GROUP,
+    GEOMETRIES,
+    Engine,
+    keys_of,
+    payload,
+    wait_for,
+)
 
 FACTS = EngineFacts("tiny", "sha256", b"", 16, 16, ())
 SPACE = Namespace("tiny", {"weights": "abc"})
