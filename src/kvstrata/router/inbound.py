@@ -191,8 +191,13 @@ class RequestReader:
         hosts = sum(name == b"host" for name, _ in request.headers)
         if hosts > 1 or (request.persistent and hosts == 0):
             raise bad_request("host", "A request has exactly one host header.", close=True)
-        if not request.persistent and value_of(request.headers, b"transfer-encoding") is not None:
+        codings = [value for name, value in request.headers if name == b"transfer-encoding"]
+        if codings and not request.persistent:
             raise bad_request("framing", "HTTP/1.0 has no transfer-encoding.", close=True)
+        # What is coded twice would go to an engine half decoded and without a word about it.
+        if codings and [value.strip(b" \t").lower() for value in codings] != [b"chunked"]:
+            text = "Of transfer codings the router knows chunked alone."
+            raise RefusedError(501, "transfer_coding", text, close=True)
         length = value_of(request.headers, b"content-length")
         if length is not None and int(length) > settings.max_body:
             raise too_large(settings.max_body)

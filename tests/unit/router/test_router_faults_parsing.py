@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 
 import h11
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from kvstrata.router.config import RouterConfig
@@ -177,6 +177,9 @@ CUTS = st.lists(st.integers(0, 1 << 16), max_size=6)
 @given(
     data=st.lists(st.one_of(RIGHT, WILD, st.just(HIDDEN)), min_size=1, max_size=4).map(b"".join),
     cuts=CUTS,
+)
+@example(
+    data=b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", cuts=[]
 )
 def test_two_parsers_read_the_same_requests(data: bytes, cuts: list[int]) -> None:
     ours, ended = by_router(data, cuts)
