@@ -151,7 +151,7 @@ def clear(
     if not as_json or not (yes or dry_run):
         _show(plan, beside, selection, on_stderr=as_json)
     if files and not yes and not dry_run:
-        _ask(files)
+        console.ask(f"Delete these {files:,} files?", "delete")
     for note in notes:
         console.err().print(f"kvstrata: {note}")
     if dry_run:
@@ -251,18 +251,6 @@ def _show(
         return
     to.print("to be deleted" + (", with the namespaces themselves" if selection.everything else ""))
     to.print(shown)
-
-
-def _ask(files: int) -> None:
-    """Go on only after a yes.
-
-    Raises:
-        ConfigError: there is nobody to ask.
-        typer.Abort: the answer was no.
-    """
-    if not console.can_ask():
-        raise ConfigError("there is no terminal to ask on; give --yes to delete without asking")
-    typer.confirm(f"Delete these {files:,} files?", abort=True, err=True)
 
 
 def _delete(plan: list[Work], selection: Selection) -> Outcome:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import rich.box
+import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -40,6 +41,18 @@ def _console(stream: TextIO) -> Console:
 def can_ask() -> bool:
     """Whether there is a person to answer."""
     return sys.stdin.isatty()
+
+
+def ask(question: str, doing: str) -> None:
+    """Go on only after a yes; `doing` is what `--yes` does without asking, such as "delete".
+
+    Raises:
+        ConfigError: there is nobody to ask.
+        typer.Abort: the answer was no.
+    """
+    if not can_ask():
+        raise ConfigError(f"there is no terminal to ask on; give --yes to {doing} without asking")
+    typer.confirm(question, abort=True, err=True)
 
 
 def print_json(document: Any) -> None:

@@ -140,7 +140,7 @@ def evict_down(
             console.print_json(_planned(plan, order))
         return
     if plan.due is not None and not yes:
-        _ask(plan)
+        console.ask(f"Evict about {format_size(round(plan.nbytes))}?", "evict")
     with console.progress("evicting") as advance:
         done = run(order, chance, advance)
     _tell(done, order, as_json)
@@ -275,18 +275,6 @@ def _hand_over(root: Path, name: str) -> None:
             os.fchmod(fd, _sharing(root).file_mode)
         finally:
             os.close(fd)
-
-
-def _ask(plan: Plan) -> None:
-    """Go on only after a yes.
-
-    Raises:
-        ConfigError: there is nobody to ask.
-        typer.Abort: the answer was no.
-    """
-    if not console.can_ask():
-        raise ConfigError("there is no terminal to ask on; give --yes to evict without asking")
-    typer.confirm(f"Evict about {format_size(round(plan.nbytes))}?", abort=True, err=True)
 
 
 def _amounts(plan: Plan) -> dict[str, Sum]:
