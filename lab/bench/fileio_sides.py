@@ -85,7 +85,7 @@ Work = Callable[[Files, Sequence[int]], None]
 def in_jobs(files: Files, which: Sequence[int]) -> list[list[Transfer]]:
     """Chunks, cut as the engine cuts what it reads and writes."""
     place = {files.keys[one]: one for one in which}
-    parts = batches([(key, 0) for key in place], files.size_of)
+    parts = batches([(key, 0) for key in place], list(map(files.size_of, place)))
     return [[(key, files.views[place[key]], 0) for key, _ in part] for part in parts]
 
 
@@ -167,7 +167,7 @@ def request_ours(files: Files, shares: Sequence[Sequence[int]], runner: Runner) 
 
     for share in shares:
         place = {files.keys[one]: one for one in share}
-        parts = list(batches([(key, 0) for key in place], files.size_of))
+        parts = batches([(key, 0) for key in place], list(map(files.size_of, place)))
         left += len(parts)
         together = Together(len(parts))
         for part in parts:

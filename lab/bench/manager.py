@@ -32,8 +32,9 @@ from lab.bench.results import save
 from lab.exclusive import exclusive
 
 ROUNDS = 7
-ROOM = 1
-"""Prompts that fit the memory: each that is stored evicts the one before."""
+ROOM = 2
+"""Prompts that fit the memory; both places are taken when one more is stored. Half of the memory may wait to
+be written, so with less room a part of a prompt would reach no file."""
 DIRECTORY = Path("/dev/shm/kvstrata-bench-manager")
 """Files in memory: what the scheduler's thread does is measured, not a disk."""
 Samples = dict[str, list[float]]
@@ -105,11 +106,20 @@ def follow(side: Side, prompt: Prompt, request: str, *, every_key: bool) -> Step
         assert started - begun < PATIENCE
 
 
+def fill(side: Side, prompt: Prompt, request: str) -> None:
+    """Store a prompt that nothing is measured of."""
+    context = prompt.context(request)
+    side.begin(context)
+    side.store(prompt, context)
+    side.settle()
+    side.finish(context)
+
+
 def one_round(side: Side, prompt: Prompt, unknown: Prompt, request: str) -> dict[str, float]:
     """Every figure once.
 
     Args:
-        side: whom to ask.
+        side: whom to ask; its memory is full.
         prompt: new to it.
         unknown: new to it, and not stored.
         request: what its requests' ids begin with.
@@ -140,6 +150,7 @@ def one_round(side: Side, prompt: Prompt, unknown: Prompt, request: str) -> dict
     found["rescan_us"] = statistics.median(steps.looks[1:-1] or steps.looks[:1]) * 1e6
     found["pause_ms"] = max(*steps.looks, *steps.ticks) * 1e3
     found["promotion_ms"] = steps.total * 1e3
+    assert side.holds(prompt, prompt.context(f"{request} pending")), "not all of it came from files"
     side.finish(prompt.context(f"{request} pending"))
     side.settle()
     return found
@@ -162,9 +173,11 @@ def measure(model: str, rounds: int, samples: Samples, console: Console) -> None
     geometries = geometries_of(model)
     sides = {name: make(geometries, ROOM * KEYS, DIRECTORY / name) for name, make in SIDES.items()}
     for turn in range(rounds + 1):
-        prompt, unknown = Prompt(geometries, 2 * turn), Prompt(geometries, 2 * turn + 1)
+        prompt, unknown, other, another = (Prompt(geometries, 4 * turn + i) for i in range(4))
         names = list(sides) if turn % 2 else list(reversed(sides))
         for name in names:
+            fill(sides[name], other, f"{turn} other")
+            fill(sides[name], another, f"{turn} another")
             found = one_round(sides[name], prompt, unknown, f"{turn}")
             for figure, value in found.items() if turn else ():  # the first one warms up
                 samples.setdefault(f"{prefix(model, name)}{figure}", []).append(value)

@@ -118,6 +118,11 @@ class Side(ABC):
         keys = set(prompt.asked)
         return prepared, clock(lambda: self.manager.complete_load(keys, context))
 
+    def holds(self, prompt: Prompt, context: ReqContext) -> bool:
+        """Whether a request that was answered was told to have all that it asked for."""
+        lookup = self.manager.lookup
+        return all(lookup(key, context) is LookupResult.HIT for key in prompt.asked)
+
     def tick(self) -> None:
         """The end of a step."""
         self.manager.on_schedule_end(STEP_END)
@@ -183,6 +188,11 @@ class Ours(Side):
         for key in keys:
             lookup(key, context)
         return True
+
+    def store(self, prompt: Prompt, context: ReqContext) -> tuple[float, float]:
+        """See `Side.store`; eviction knows a request before its chunks come."""
+        self.manager.cache.used(context.req_id, prompt.shape, 0)
+        return super().store(prompt, context)
 
     def use(self, prompt: Prompt, context: ReqContext) -> float:
         """The request is scheduled: seconds until eviction knows of it and its load is let go."""
@@ -293,8 +303,6 @@ def bytes_per_chunk(name: str, model: str, requests: int = 4) -> float:
         prompt = Prompt(geometries, number)
         context = prompt.context(f"r{number}")
         side.begin(context)
-        if isinstance(side, Ours):
-            side.manager.cache.used(context.req_id, prompt.shape, 0)
         side.store(prompt, context)
         stored += len(prompt.keys)
         side.finish(context)

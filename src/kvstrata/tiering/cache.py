@@ -232,10 +232,7 @@ class TieredCache:
             first_blocks: first valid block of chunks that are not whole.
             torn: chunks whose bytes are not usable.
         """
-        storing = self._storing
-        ended = sorted((k for k in keys if k in storing), key=storing.__getitem__)
-        for key in ended:
-            del storing[key]
+        ended = self._stores_ended(keys)
         lost = [key for key in ended if key in torn] if torn else []
         for key in lost:
             self.memory.abort(key)
@@ -318,6 +315,19 @@ class TieredCache:
 
     def _size(self, key: ChunkKey) -> int:
         return self._sizes[key[-GROUP_BYTES:]]
+
+    def _stores_ended(self, keys: Iterable[ChunkKey]) -> list[ChunkKey]:
+        """Those that were under way, in the order of `prepare_store`; they no longer are."""
+        storing = self._storing
+        ended = storing.keys() & keys
+        if len(ended) == len(storing):
+            ordered = list(storing)
+            storing.clear()
+            return ordered
+        ordered = sorted(ended, key=storing.__getitem__)
+        for key in ordered:
+            del storing[key]
+        return ordered
 
     def _release_condemned(self) -> None:
         """Free places that only a device copy from before a reset could still touch.

@@ -8,9 +8,10 @@ holds. Only a ready load answers lookups, so a hit is always bytes in memory, ve
 """
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kvstrata.chunks.geometry import ceil_div
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.planner import LoadPlan, RequestShape
@@ -101,22 +102,25 @@ def timed_read(storage: Tier, targets: Sequence[Transfer], clock: Clock) -> Read
 
 
 def batches(
-    reads: Sequence[tuple[ChunkKey, int]], size_of: Callable[[ChunkKey], int]
+    chunks: Sequence[tuple[ChunkKey, int]], sizes: Sequence[int]
 ) -> list[list[tuple[ChunkKey, int]]]:
-    """Cut reads into jobs: small chunks together, so that a job is worth a thread's attention.
+    """Cut reads or writes into jobs: small chunks together, so that a job is worth a thread's attention.
 
     Args:
-        reads: chunks with their first block.
-        size_of: payload bytes of a chunk.
+        chunks: each with something that its job needs to know.
+        sizes: payload bytes of each.
     """
+    if sizes and min(sizes) == max(sizes):
+        count = min(JOB_CHUNKS, ceil_div(JOB_BYTES, sizes[0]))
+        return [list(chunks[i : i + count]) for i in range(0, len(chunks), count)]
     jobs: list[list[tuple[ChunkKey, int]]] = []
     size = JOB_BYTES
-    for need in reads:
+    for chunk, nbytes in zip(chunks, sizes, strict=True):
         if size >= JOB_BYTES or len(jobs[-1]) >= JOB_CHUNKS:
             jobs.append([])
             size = 0
-        jobs[-1].append(need)
-        size += size_of(need[0])
+        jobs[-1].append(chunk)
+        size += nbytes
     return jobs
 
 

@@ -300,7 +300,7 @@ class Promotions:
     def _submit_reads(self, load: Load, reads: Sequence[tuple[ChunkKey, int]]) -> None:
         assert self._runner is not None
         load.promoted.update(key for key, _ in reads)
-        parts = list(batches(reads, self._size))
+        parts = batches(reads, [self._size(key) for key, _ in reads])
         together = Together(len(parts))
         jobs = self._runner.submit_all(
             Priority.READ, list(map(self._read_job, parts)), together, load.due

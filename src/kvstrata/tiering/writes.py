@@ -78,9 +78,8 @@ class WriteBehind:
         if not accepted:
             return
         chunks = list(zip(accepted, self._memory.pin(accepted), strict=True))
-        runner.submit_all(
-            Priority.WRITE, [self._job(batch, storage) for batch in batches(chunks, self._size_of)]
-        )
+        parts = batches(chunks, list(accepted.values()))
+        runner.submit_all(Priority.WRITE, [self._job(part, storage) for part in parts])
 
     @property
     def limit(self) -> float:
@@ -91,23 +90,23 @@ class WriteBehind:
         """Whether a thread may be reading the chunk's place to write it to storage."""
         return key in self._active
 
-    def _admit(self, keys: list[ChunkKey]) -> list[ChunkKey]:
-        """Those for which there is room in the queue; the others are withheld."""
-        sizes = list(map(self._size_of, keys))
-        accepted, total, limit = keys, sum(sizes), self.limit
+    def _admit(self, keys: list[ChunkKey]) -> dict[ChunkKey, int]:
+        """Those for which there is room in the queue, with their bytes; the others are withheld."""
+        accepted = dict(zip(keys, map(self._size_of, keys), strict=True))
+        total, limit = sum(accepted.values()), self.limit
         if self._backlog + total > limit:
-            accepted, total = [], 0
-            for key, size in zip(keys, sizes, strict=True):
+            offered, accepted, total = accepted, {}, 0
+            for key, size in offered.items():
                 if self._backlog + total + size <= limit:
-                    accepted.append(key)
+                    accepted[key] = size
                     total += size
-            dropped = set(keys).difference(accepted)
-            self._counters.count(m.WRITES_DROPPED, len(dropped), ("queue_full",))
-            for key in dropped:
+            self._counters.count(m.WRITES_DROPPED, len(offered) - len(accepted), ("queue_full",))
+            for key in offered.keys() - accepted.keys():
                 self._entry(key).withheld = True
-        for key in accepted:
-            self._entry(key).withheld = False
-        self._active.update(zip(accepted, map(self._size_of, accepted), strict=True))
+        for entry in map(self._memory.entry, accepted):
+            assert entry is not None
+            entry.withheld = False
+        self._active.update(accepted)
         self._backlog += total
         return accepted
 

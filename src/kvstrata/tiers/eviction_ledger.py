@@ -32,6 +32,7 @@ class ChunkLedger:
     def offer(self, keys: Iterable[ChunkKey], now: int) -> None:
         """Chunks that may be evicted from now on; see `EvictionPolicy.offer`."""
         chunks, useless, loose = self.chunks, self.useless, self.loose
+        new = count = 0
         for key in keys:
             chunk = chunks.get(key)
             if chunk is None:
@@ -39,14 +40,16 @@ class ChunkLedger:
             assert not chunk.free
             if not chunk.held:
                 chunk.held = True
-                self.held += 1
+                new += 1
             chunk.free = True
-            self.free += 1
+            count += 1
             if not chunk.needs:
                 if chunk.named:
                     useless[key] = None
                 else:
                     loose[key] = now
+        self.held += new
+        self.free += count
 
     def withdraw(self, keys: Iterable[ChunkKey]) -> None:
         """Chunks that may not be evicted any more; see `EvictionPolicy.withdraw`."""
