@@ -137,7 +137,7 @@ def real_root(count: int, figures: dict[str, float], samples: dict[str, list[flo
     truth = sum(one.nbytes for one in crawl(base))
     crawled = time.perf_counter() - begun
     errors, read, took = [], [], []
-    for seed in range(40):
+    for seed in range(SEEDS):
         begun = time.perf_counter()
         seen = sample(Directories([str(base)]), random.Random(seed))
         took.append(1000 * (time.perf_counter() - begun))

@@ -15,7 +15,7 @@ from kvstrata.chunks.key import ChunkKey
 
 RING = 65_536
 """Places where a chunk's directory may stand, in the order of their names."""
-ENOUGH = 8_000
+ENOUGH = 9_800
 """Files of a sample after which it is good enough."""
 HIGH, LOW = 0.97, 0.95
 """Shares of the bound: above the first something is evicted, down to the second."""
