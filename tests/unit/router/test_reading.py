@@ -121,7 +121,11 @@ class Seen:
         return list(self.router.application.replicas)
 
     async def tried(self) -> None:
-        await until(lambda: not self.reading._models._trials)
+        def all_tried() -> bool:
+            self.look()  # as a router does: an engine that was too slow to answer is tried again
+            return self.reading._models._tried.issuperset(one.name for one in self.replicas)
+
+        await until(all_tried)
 
     async def __aexit__(self, *_: object) -> None:
         self.reading.close()
