@@ -16,7 +16,6 @@ from kvstrata.chunks.checksum import digest
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
 from kvstrata.chunks.key import ChunkKey, make_key, relative_path
 from kvstrata.chunks.namespace import Namespace
-from kvstrata.chunks.record import header_bytes
 from kvstrata.clock import MonotonicClock
 from kvstrata.fileio.direct import BUFFERED_STEP
 from kvstrata.tiering.loads import batches
@@ -103,22 +102,20 @@ def load_theirs(files: Files, which: Sequence[int], direct: bool = False) -> Non
 
 
 def load_bare(files: Files, which: Sequence[int]) -> None:
-    """Open, one `preadv` of the payload, close: what no reader of such files can beat."""
-    header = header_bytes(1)
+    """Open, one `preadv` of a file that holds nothing else, close: what no reader of such files can beat."""
     for one in which:
-        fd = os.open(files.ours[one], os.O_RDONLY)
-        assert os.preadv(fd, [files.views[one]], header) == files.size
+        fd = os.open(files.theirs[one], os.O_RDONLY)
+        assert os.preadv(fd, [files.views[one]], 0) == files.size
         os.close(fd)
 
 
 def load_bare_hashed(files: Files, which: Sequence[int]) -> None:
     """The same and one checksum of each: what no reader that verifies can beat with one thread."""
-    header = header_bytes(1)
     for one in which:
-        fd = os.open(files.ours[one], os.O_RDONLY)
+        fd = os.open(files.theirs[one], os.O_RDONLY)
         for low in range(0, files.size, BUFFERED_STEP):
             part = files.views[one][low : low + BUFFERED_STEP]
-            assert os.preadv(fd, [part], header + low) == len(part)
+            assert os.preadv(fd, [part], low) == len(part)
             digest(part)
         os.close(fd)
 

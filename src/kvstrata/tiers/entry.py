@@ -1,14 +1,16 @@
 """A chunk's place in the host arena, as the memory tier books it."""
 
-from dataclasses import dataclass
+import msgspec
 
 from kvstrata.chunks.record import NO_TENANT
 from kvstrata.tiers.lifecycle import State
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(msgspec.Struct, gc=False):
     """One chunk's place.
+
+    Python's garbage collector does not walk these: there are as many as chunks, and nothing in them refers
+    to anything else, so a collection would stop the scheduler for nothing.
 
     Attributes:
         offset: bytes from the start of the arena's data area.

@@ -136,12 +136,7 @@ class BoundaryKeeping(EvictionPolicy):
     def marks(self) -> Iterator[set[ChunkKey]]:
         """For each boundary that is kept, every chunk that it needs. Walks everything."""
         for mark in self._marks.values():
-            keys = {chunk.key for chunk in mark.tail}
-            leaf = mark.leaf
-            while leaf is not None:
-                keys.add(leaf.key)
-                leaf = leaf.parent
-            yield keys
+            yield {chunk.key for chunk in (*mark.tail, *self._ledger.chain(mark.leaf))}
 
     # Uses.
 
@@ -222,10 +217,8 @@ class BoundaryKeeping(EvictionPolicy):
             self._worth.ended(mark.standing, self._now - mark.used_at, used=True)
         if mark.after is not None:
             self._leave_line(mark)
-            leaf = mark.leaf
-            while leaf is not None:
-                self._ledger.need(leaf)
-                leaf = leaf.parent
+            for chunk in self._ledger.chain(mark.leaf):
+                self._ledger.need(chunk)
         mark.uses += 1
         mark.used_at = self._now
         self._extend(mark, boundary.tail)
@@ -305,12 +298,13 @@ class BoundaryKeeping(EvictionPolicy):
             self._leave_line(mark)
         else:
             heir = mark.before
-            leaf, stop = mark.leaf, heir.leaf if heir is not None else None
+            stop = heir.leaf if heir is not None else None
             if heir is not None:
                 self._inherit(heir, mark)
-            while leaf is not None and leaf is not stop:
-                self._ledger.release(leaf, self._now)
-                leaf = leaf.parent
+            for chunk in self._ledger.chain(mark.leaf):
+                if chunk is stop:
+                    break
+                self._ledger.release(chunk, self._now)
         while len(self._memories) > 2 * len(self._marks) + SLACK:
             self._forget_one()
         self._queues.trim(len(self._marks))

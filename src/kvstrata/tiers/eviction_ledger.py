@@ -1,6 +1,6 @@
 """Which chunks the boundary-keeping policy knows, and which of them nobody needs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.tiers.eviction import Placed
@@ -88,13 +88,20 @@ class ChunkLedger:
             chunk.named = True
             total += size_of(key)
             chunk.total = total
-            chunk.parent = leaf
+            chunk.parent = leaf.key if leaf is not None else None
             if not chunk.needs and chunk.free:
                 self.useless.pop(key, None)
                 self.loose.pop(key, None)
             chunk.needs += 1
             leaf = chunk
         return leaf
+
+    def chain(self, leaf: Chunk | None) -> Iterator[Chunk]:
+        """A chunk that a mark needs and all before it, from the end; each may be released when it comes."""
+        while leaf is not None:
+            before = leaf.parent
+            yield leaf
+            leaf = self.chunks[before] if before is not None else None
 
     def named(self, key: ChunkKey) -> Chunk:
         """The chunk, which a use has named."""

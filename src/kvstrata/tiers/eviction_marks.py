@@ -6,17 +6,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.tiers.eviction_worth import Standing, Worth, standing
 
 
-@dataclass(slots=True, eq=False)
-class Chunk:
+class Chunk(msgspec.Struct, gc=False, eq=False):
     """What is known of a chunk.
+
+    Python's garbage collector does not walk these, see `kvstrata.tiers.entry`: a chunk and a mark refer to
+    each other only as long as the mark is kept, and who drops it takes it from the chunk. No chunk refers to
+    another, since a chain of a million would end in as many nested calls when it is let go.
 
     Attributes:
         key: its key.
-        parent: the chunk before it in its chain; stale when nobody needs the chunk.
+        parent: key of the chunk before it in its chain; see `ChunkLedger.chain`.
         total: bytes of the chain up to this chunk.
         needs: marks that need it; stations need no chain (see `Mark`).
         held: in memory.
@@ -26,7 +31,7 @@ class Chunk:
     """
 
     key: ChunkKey
-    parent: "Chunk | None" = None
+    parent: ChunkKey | None = None
     total: int = 0
     needs: int = 0
     held: bool = False
