@@ -148,7 +148,9 @@ class MemoryTier(Tier):
                     last += 1
                 while len(found) < last:
                     offsets = slots.allocate_run(size, last - len(found))
-                    if not offsets and not self._make_room(size, victims):
+                    if not offsets:
+                        offsets = self._take_over(size, last - len(found), victims)
+                    if not offsets:
                         found.extend([None] * (last - len(found)))
                         if stop:
                             return found
@@ -357,31 +359,44 @@ class MemoryTier(Tier):
         self._slots.free(entry.offset)
 
     def _evict(self, key: ChunkKey) -> None:
-        self._step(key, Event.EVICT)
+        self._slots.free(self._vacate(key))
+
+    def _vacate(self, key: ChunkKey) -> int:
+        """Evict a chunk; its slot, whose offset is returned, stays taken."""
+        entry = self._step(key, Event.EVICT)
         self._policy.withdraw(key)
         self._policy.gone(key)
-        self._forget(key)
+        del self._entries[key], self._at[entry.offset]
         self._evicted.append(key)
+        return entry.offset
 
-    def _make_room(self, size: int, victims: Iterator[ChunkKey]) -> bool:
-        """Evict towards a slot of `size` bytes; False when everything left is in use.
+    def _take_over(self, size: int, count: int, victims: Iterator[ChunkKey]) -> list[int]:
+        """Offsets of at most `count` slots of `size` bytes from evicted chunks; none if all are in use.
 
-        Evicts the least worthy chunks, of whatever size, until there is a place. Where they only leave
-        holes that are too small, the chunks beside one of them go too.
+        No such slot is free. While the least worthy chunk has one of the size that is wanted, that is taken
+        as it is. Else the least worthy chunks go, of whatever size, until there is a place; where they only
+        leave holes that are too small, the chunks beside one of them go too.
         """
         freed = 0
+        offsets: list[int] = []
         holes: list[int] = []
         for key in victims:
-            holes.append(self._entries[key].offset)
-            self._evict(key)
-            if self._slots.available(size):
-                return True
-            freed += self._slot_bytes(key)
+            nbytes, offset = self._slot_bytes(key), self._vacate(key)
+            if nbytes == size and not holes:
+                offsets.append(offset)
+                if len(offsets) == count:
+                    break
+                continue
+            self._slots.free(offset)
+            if offsets or self._slots.available(size):
+                break
+            holes.append(offset)
+            freed += nbytes
             if freed >= HOLES * size:
                 if self._widen(holes, size):
-                    return True
+                    break
                 freed, holes = 0, []
-        return self._slots.available(size)
+        return offsets or self._slots.allocate_run(size, count)
 
     def _widen(self, holes: Iterable[int], size: int) -> bool:
         """Make one of these holes large enough, by evicting as few of the chunks behind it as possible."""
