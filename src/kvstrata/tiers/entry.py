@@ -1,5 +1,7 @@
 """A chunk's place in the host arena, as the memory tier books it."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from kvstrata.chunks.record import NO_TENANT
@@ -29,3 +31,16 @@ class Entry(msgspec.Struct, gc=False):
     origin: str = "device"
     withheld: bool = False
     owner: bytes = NO_TENANT
+
+
+def census(entries: Iterable[tuple[Entry, int]]) -> dict[State, tuple[int, int]]:
+    """For each state (ABSENT aside): chunks, and bytes of their slots.
+
+    Args:
+        entries: each with the bytes of its slot.
+    """
+    totals: dict[State, tuple[int, int]] = dict.fromkeys({*State} - {State.ABSENT}, (0, 0))
+    for entry, slot_bytes in entries:
+        chunks, nbytes = totals[entry.state]
+        totals[entry.state] = (chunks + 1, nbytes + slot_bytes)
+    return totals

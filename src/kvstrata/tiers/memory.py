@@ -5,12 +5,13 @@ device and the other tiers move bytes straight into and out of the arena: reserv
 unpin.
 """
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kvstrata.chunks.geometry import GroupGeometry
 from kvstrata.chunks.key import GROUP_BYTES, ChunkKey, group_of, make_key
-from kvstrata.tiers.entry import Entry
+from kvstrata.tiers.entry import Entry, census
 from kvstrata.tiers.eviction import PrefixUse
 from kvstrata.tiers.eviction_boundary import BoundaryKeeping
 from kvstrata.tiers.eviction_choice import PolicyMaker
@@ -120,38 +121,33 @@ class MemoryTier(Tier):
         return self._arena[offset : offset + self._payload_sizes[key[-GROUP_BYTES:]]]
 
     def reserve(self, key: ChunkKey, origin: str) -> Entry | None:
-        """Find a place for a chunk that is absent, evicting others if needed.
-
-        Returns:
-            Its entry in state WRITING; None when no place can be freed now.
-        """
+        """`reserve_all` of one chunk: its entry in state WRITING, or None when no place can be freed now."""
         return self.reserve_all([key], origin)[0]
 
     def reserve_all(
         self, keys: Sequence[ChunkKey], origin: str, *, stop: bool = False
     ) -> list[Entry | None]:
-        """What as many calls of `reserve` would return.
+        """Find places for chunks that are absent, evicting others if needed.
 
         Args:
             keys: all absent, each once.
             origin: see `Entry`.
             stop: end with the first chunk that finds no place.
+
+        Returns:
+            For each its entry in state WRITING, or None when no place could be freed for it.
         """
         entries, at, slots = self._entries, self._at, self._slots
         found: list[Entry | None] = []
         with self._lock:
             victims = self._policy.victims()
-            while len(found) < len(keys):
-                size = self._slot_bytes(keys[len(found)])
-                last = len(found) + 1
-                while last < len(keys) and self._slot_bytes(keys[last]) == size:
-                    last += 1
+            for size, run in itertools.groupby(keys, self._slot_bytes):
+                last = len(found) + len(list(run))
                 while len(found) < last:
-                    offsets = slots.allocate_run(size, last - len(found))
+                    count = last - len(found)
+                    offsets = slots.allocate_run(size, count) or self._take(size, count, victims)
                     if not offsets:
-                        offsets = self._take_over(size, last - len(found), victims)
-                    if not offsets:
-                        found.extend([None] * (last - len(found)))
+                        found.extend([None] * count)
                         if stop:
                             return found
                         victims = self._policy.victims()
@@ -270,16 +266,12 @@ class MemoryTier(Tier):
         """Keys evicted or removed since the last call."""
         with self._lock:
             evicted, self._evicted = self._evicted, []
-            return evicted
+        return evicted
 
     def census(self) -> dict[State, tuple[int, int]]:
         """For each state (ABSENT aside): chunks and bytes of their slots. Walks all entries."""
         with self._lock:
-            totals: dict[State, tuple[int, int]] = dict.fromkeys({*State} - {State.ABSENT}, (0, 0))
-            for key, entry in self._entries.items():
-                chunks, nbytes = totals[entry.state]
-                totals[entry.state] = (chunks + 1, nbytes + self._slot_bytes(key))
-            return totals
+            return census((entry, self._slot_bytes(key)) for key, entry in self._entries.items())
 
     @property
     def in_use(self) -> int:
@@ -370,7 +362,7 @@ class MemoryTier(Tier):
         self._evicted.append(key)
         return entry.offset
 
-    def _take_over(self, size: int, count: int, victims: Iterator[ChunkKey]) -> list[int]:
+    def _take(self, size: int, count: int, victims: Iterator[ChunkKey]) -> list[int]:
         """Offsets of at most `count` slots of `size` bytes from evicted chunks; none if all are in use.
 
         No such slot is free. While the least worthy chunk has one of the size that is wanted, that is taken
@@ -400,15 +392,8 @@ class MemoryTier(Tier):
 
     def _widen(self, holes: Iterable[int], size: int) -> bool:
         """Make one of these holes large enough, by evicting as few of the chunks behind it as possible."""
-        best: list[ChunkKey] | None = None
-        for hole in holes:
-            start = self._slots.range_start(hole)
-            if start is None:
-                continue  # a hole before it has taken it in
-            behind = [self._at[offset] for offset in self._slots.following(start, size)]
-            idle = all(self._entries[key].state is State.READY for key in behind)
-            if idle and (best is None or len(behind) < len(best)):
-                best = behind
-        for key in best or ():
+        ways = [[self._at[offset] for offset in way] for way in self._slots.in_the_way(holes, size)]
+        idle = [way for way in ways if all(self._entries[key].state is _READY for key in way)]
+        for key in min(idle, key=len, default=[]):
             self._evict(key)
         return self._slots.available(size)

@@ -116,6 +116,18 @@ class SlotAllocator:
             else:
                 at = self._free[at]
 
+    def in_the_way(self, holes: Iterable[int], size: int) -> Iterator[list[int]]:
+        """For each hole that is one still, the slots behind it that would have to go for `size` bytes there.
+
+        Args:
+            holes: offsets that were free; a hole before one may have taken it in.
+            size: in bytes.
+        """
+        for hole in holes:
+            start = self.range_start(hole)
+            if start is not None:
+                yield list(self.following(start, size))
+
     def range_start(self, offset: int) -> int | None:
         """Start of the free range that begins or ends at `offset`, or None."""
         return offset if offset in self._free else self._free_ends.get(offset)
