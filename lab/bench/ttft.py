@@ -137,6 +137,7 @@ def drop_pages(directory: Path) -> None:
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
+            os.fdatasync(fd)  # what is not on the disk yet would stay
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             kept += is_cached(fd)
         finally:
