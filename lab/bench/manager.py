@@ -107,13 +107,14 @@ def follow(side: Side, prompt: Prompt, request: str, *, every_key: bool) -> Step
         assert started - begun < PATIENCE
 
 
-def fill(side: Side, prompt: Prompt, request: str) -> None:
-    """Store a prompt that nothing is measured of."""
+def store(side: Side, prompt: Prompt, request: str) -> tuple[float, float]:
+    """A request whose chunks are new, until its files stand; see `Side.store`."""
     context = prompt.context(request)
     side.begin(context)
-    side.store(prompt, context)
+    seconds = side.store(prompt, context)
     side.settle()
     side.finish(context)
+    return seconds
 
 
 def one_round(side: Side, prompt: Prompt, unknown: Prompt, request: str) -> dict[str, float]:
@@ -126,15 +127,9 @@ def one_round(side: Side, prompt: Prompt, unknown: Prompt, request: str) -> dict
         request: what its requests' ids begin with.
     """
     found: dict[str, float] = {}
-    context = prompt.context(f"{request} store")
-    side.begin(context)
-    prepared, completed = side.store(prompt, context)
-    found["prepare_store_8192_ms"], found["complete_store_8192_ms"] = (
-        prepared * 1e3,
-        completed * 1e3,
-    )
-    side.settle()
-    side.finish(context)
+    prepared, completed = store(side, prompt, f"{request} store")
+    found["prepare_store_8192_ms"] = prepared * 1e3
+    found["complete_store_8192_ms"] = completed * 1e3
 
     steps = follow(side, prompt, f"{request} hit", every_key=False)
     found["hit_us"] = steps.total / len(prompt.asked) * 1e6
@@ -178,8 +173,8 @@ def measure(model: str, rounds: int, samples: Samples, console: Console) -> None
         prompt, unknown, other, another = (Prompt(geometries, 4 * turn + i) for i in range(4))
         names = list(sides) if turn % 2 else list(reversed(sides))
         for name in names:
-            fill(sides[name], other, f"{turn} other")
-            fill(sides[name], another, f"{turn} another")
+            store(sides[name], other, f"{turn} other")
+            store(sides[name], another, f"{turn} another")
             found = one_round(sides[name], prompt, unknown, f"{turn}")
             for figure, value in found.items() if turn else ():  # the first one warms up
                 samples.setdefault(f"{prefix(model, name)}{figure}", []).append(value)

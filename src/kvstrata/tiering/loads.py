@@ -11,7 +11,6 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvstrata.chunks.geometry import ceil_div
 from kvstrata.chunks.key import ChunkKey
 from kvstrata.clock import Clock
 from kvstrata.tiering.planner import LoadPlan, RequestShape
@@ -110,9 +109,6 @@ def batches(
         chunks: each with something that its job needs to know.
         sizes: payload bytes of each.
     """
-    if sizes and min(sizes) == max(sizes):
-        count = min(JOB_CHUNKS, ceil_div(JOB_BYTES, sizes[0]))
-        return [list(chunks[i : i + count]) for i in range(0, len(chunks), count)]
     jobs: list[list[tuple[ChunkKey, int]]] = []
     size = JOB_BYTES
     for chunk, nbytes in zip(chunks, sizes, strict=True):
