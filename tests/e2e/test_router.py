@@ -57,13 +57,13 @@ class Stack:
         assert record["outcome"]["replica"] == raw.headers["x-kvstrata-replica"]
         return raw.parse(), record
 
-    def reach(self, prompt: list[int]) -> dict[str, int]:
-        """Tokens of a prompt that each replica is said to have in any tier."""
+    def reach(self, prompt: list[int], tier: str = "storage") -> dict[str, int]:
+        """Tokens of a prompt that each replica is said to have in a tier or in those above it."""
         reply = self.client.post(
             "/route/explain", cast_to=object, body={"model": MODEL, "prompt": prompt}
         )
         record: Any = reply
-        return {one["replica"]: one["reuse"]["storage"]["tokens"] for one in record["considered"]}
+        return {one["replica"]: one["reuse"][tier]["tokens"] for one in record["considered"]}
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -170,6 +170,9 @@ def test_the_router_itself_keeps_an_engine_from_a_load_that_costs_more_than_comp
     prompt = prompt_ids(1200, seed=25)
     before, _ = stack.complete(prompt)
     stack.fleet.empty_devices()
+    for name in stack.fleet.names:  # an engine's next step tells what was forgotten
+        stack.direct(name).completions.create(prompt=prompt_ids(20, seed=26), max_tokens=1, **GREEDY)
+    until(lambda: max(stack.reach(prompt, "device").values()) == 0)
     until(lambda: min(stack.reach(prompt).values()) > 1000)
     with RouterProcess("seconds", stack.fleet, MODEL, tmp_path, {"profile": slow}) as router:
         other = Stack(stack.fleet, router)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -196,8 +197,13 @@ def test_a_look_estimates_what_tenants_hold(tmp_path: Path) -> None:
 
 
 def quota_tier(root: Path, terms: TenantTerms, told: list[Mapping[str, float]]) -> QuotaTier:
-    inner = open_tier(root)
-    return QuotaTier(inner, root, NAMESPACE, terms, lambda: math.inf, told.append)
+    """A tier whose thread has had its first look and rests: two at once are one."""
+    tier = QuotaTier(open_tier(root), root, NAMESPACE, terms, lambda: math.inf, told.append)
+    deadline = time.monotonic() + 60
+    while not told:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return tier
 
 
 def store(tier: QuotaTier, name: bytes | None, numbers: range) -> list[str]:
