@@ -1,6 +1,5 @@
 """A file in memory is read from there, another past the page cache; what cannot be had so is buffered."""
 
-import contextlib
 import errno
 import mmap
 import os
@@ -22,6 +21,7 @@ from kvstrata.fileio.direct import (
     DirectPolicy,
     Reading,
 )
+from tests.unit.fileio.descriptors import open_files
 
 HEADER = 4096
 PAYLOAD = LARGE_BYTES + 3 * PAGE + 123
@@ -82,15 +82,6 @@ def place() -> memoryview:
     return memoryview(mmap.mmap(-1, PAYLOAD + 2 * PAGE))
 
 
-def open_files(fd: int) -> int:
-    """Descriptors of this process that stand for the same file; other threads open and close their own."""
-    found = 0
-    for one in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found += os.path.samestat(one.stat(), os.fstat(fd))
-    return found
-
-
 def read(fd: int, policy: DirectPolicy, place: memoryview, system: System | None) -> int:
     """A record's header and payload in two steps; both are compared. Returns the steps' size."""
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +89,7 @@ def read(fd: int, policy: DirectPolicy, place: memoryview, system: System | None
             patch.setattr(direct, "os", system)
         place[:] = bytes(len(place))
         header = memoryview(bytearray(HEADER))
-        before = open_files(fd)
+        before = open_files(os.fstat(fd))
         with Reading(fd, policy, PAYLOAD) as reading:
             assert reading.header(header, 0) == HEADER
             step = reading.step_bytes
@@ -106,7 +97,7 @@ def read(fd: int, policy: DirectPolicy, place: memoryview, system: System | None
             assert reading.read_at([place[:cut]], HEADER) == cut
             rest = place[cut : PAYLOAD + 50]
             assert reading.read_at([rest], HEADER + cut) == PAYLOAD - cut
-        assert open_files(fd) == before
+        assert open_files(os.fstat(fd)) == before
     assert header == CONTENT[:HEADER] and place[:PAYLOAD] == CONTENT[HEADER:]
     assert not any(place[PAYLOAD:])
     return step
