@@ -171,7 +171,9 @@ def test_the_router_itself_keeps_an_engine_from_a_load_that_costs_more_than_comp
     before, _ = stack.complete(prompt)
     stack.fleet.empty_devices()
     for name in stack.fleet.names:  # an engine's next step tells what was forgotten
-        stack.direct(name).completions.create(prompt=prompt_ids(20, seed=26), max_tokens=1, **GREEDY)
+        stack.direct(name).completions.create(
+            prompt=prompt_ids(20, seed=26), max_tokens=1, **GREEDY
+        )
     until(lambda: max(stack.reach(prompt, "device").values()) == 0)
     until(lambda: min(stack.reach(prompt).values()) > 1000)
     with RouterProcess("seconds", stack.fleet, MODEL, tmp_path, {"profile": slow}) as router:

@@ -380,7 +380,7 @@ class MemoryTier(Tier):
                     break
                 continue
             self._slots.free(offset)
-            if offsets or self._slots.available(size):
+            if self._slots.available(size):
                 break
             holes.append(offset)
             freed += nbytes

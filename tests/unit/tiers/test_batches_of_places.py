@@ -1,6 +1,6 @@
 """Batches of the slots, the memory tier and its policies do what as many single calls do."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstrata.chunks.geometry import GroupGeometry, GroupKind
@@ -94,6 +94,17 @@ class Pair:
         ),
         max_size=25,
     ),
+)
+@example(  # a hole that is too small for the next chunk, behind a victim of its size
+    "lru",
+    [
+        ("reserve", [KEYS[12]], False),
+        ("reserve", [KEYS[13]], False),
+        ("reserve", [KEYS[23], KEYS[29], KEYS[32]], False),
+        ("end", [KEYS[i] for i in (32, 0, 23, 1, 2, 3, 4, 12, 29)], False),
+        ("reserve", [KEYS[i] for i in (0, 35, 11, 17, 7, 8, 14, 4, 15)], False),
+        ("reserve", [KEYS[i] for i in (6, 3, 0, 1, 9, 2, 4, 5, 7, 10)], False),
+    ],
 )
 def test_a_batch_of_chunks_is_what_single_ones_are(policy, steps) -> None:
     pair = Pair(policy)
