@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kvstrata.doctor.probe import probe
 from lab import demo, models, plots
 from lab.bench import results, ttft
 from lab.demo import Row
@@ -115,11 +116,17 @@ def test_the_arena_holds_one_longest_prompt_but_not_two() -> None:
         assert one < ttft.arena_bytes(model, 32768) < 2 * one
 
 
-def test_a_file_just_written_is_in_the_page_cache(tmp_path: Path) -> None:
+def test_pages_of_a_file_are_in_the_page_cache_until_they_are_dropped(tmp_path: Path) -> None:
+    if probe(tmp_path, write=False).in_memory:
+        pytest.skip("temporary files live in memory here: their pages stay")
     path = tmp_path / "x.kv"
-    path.write_bytes(b"x" * 8192)
+    path.write_bytes(b"x" * 8193)
+    (tmp_path / "y.kv").hardlink_to(path)
     with path.open("rb") as file:
-        assert ttft.is_cached(file.fileno())
+        assert ttft.cached_pages(file.fileno()) == 3
+        ttft.drop_pages(tmp_path)
+        for _ in range(2):  # asking reads nothing
+            assert ttft.cached_pages(file.fileno()) == 0
 
 
 def test_pages_that_stay_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
