@@ -68,10 +68,10 @@ class Recency:
         # Clocks that go backwards take nothing away.
         self._allowed += PER_SECOND * min(max(now - self._filled, 0.0), BURST_SECONDS)
         self._filled = now
-        self._allowed = min(self._allowed, PER_SECOND * BURST_SECONDS) - 1
-        if self._allowed < 0:
-            self._allowed = 0.0
+        self._allowed = min(self._allowed, PER_SECOND * BURST_SECONDS)
+        if self._allowed < 1:
             return False
+        self._allowed -= 1
         return True
 
     def _age(self, used: float) -> float:
