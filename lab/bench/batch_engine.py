@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx2
 
 from lab.bench.batch_shape import BLOCK, FORGET, HOLD, PROBE, Batch, bytes_needed, load_of
-from lab.bench.ttft import drop_pages
+from lab.bench.page_cache import drop_pages
 from lab.models import prompt_ids
 from lab.recipes import RECIPES
 from lab.server import EngineServer

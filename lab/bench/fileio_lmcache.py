@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from lab import report
+from lab.bench.page_cache import forget
 
 ENVIRONMENT = report.BUILD / "lmcache-venv"
 PACKAGES = (
@@ -98,10 +99,7 @@ class Chunks:
 
     def drop_cache(self) -> None:
         """Take the files' pages from the page cache."""
-        for path in self.paths:
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+        forget(self.paths)
 
     def remove(self) -> None:
         """Remove all of them."""

@@ -22,6 +22,7 @@ from kvstrata.tiering.loads import batches
 from kvstrata.tiering.runner import Priority, Runner, Together
 from kvstrata.tiers.filesystem import FilesystemTier
 from kvstrata.tiers.tier import Loaded, Stored, Transfer
+from lab.bench.page_cache import forget
 
 PATIENCE = 120.0
 
@@ -68,10 +69,7 @@ class Files:
 
     def drop_cache(self) -> None:
         """Take the files' pages from the page cache."""
-        for path in (*self.ours, *self.theirs):
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+        forget((*self.ours, *self.theirs))
 
     def remove(self) -> None:
         """Remove all of them."""

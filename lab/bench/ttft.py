@@ -8,8 +8,6 @@ after `sync`); a disk behind a virtual machine may still have them in its host's
 """
 
 import argparse
-import ctypes
-import mmap
 import os
 import shutil
 import statistics
@@ -19,11 +17,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from lab import report
+from lab.bench.page_cache import drop_pages
 from lab.bench.results import DIRECTORY, save, spread
 from lab.exclusive import OccupiedError, exclusive
 from lab.models import RECIPES, ensure, prompt_ids
@@ -49,9 +47,6 @@ TABLE_WIDTH = 140
 """Columns of text: cells of a table that wraps cannot be compared."""
 FEWEST_ROUNDS = 3
 """Taken even if the time is up: fewer would hide the spread."""
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -129,50 +124,6 @@ class Bench:
         """Prompt tokens that came from files so far."""
         self.server.warm_up(8)  # the engine publishes its counters when it steps
         return self.server.client.metrics().get("vllm:kvstrata_tokens_total{tier=filesystem}", 0)
-
-
-def drop_pages(directory: Path) -> None:
-    """Let the page cache forget every file below a directory.
-
-    Raises:
-        RuntimeError: it kept more than a few: a file system that lives in memory, say.
-    """
-    kept = 0
-    # A segment stands under the name of each of its chunks.
-    files = {path.stat().st_ino: path for path in directory.rglob("*.kv")}
-    for path in files.values():
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fdatasync(fd)  # what is not on the disk yet would stay
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            kept += cached_pages(fd) > 0
-        finally:
-            os.close(fd)
-    if kept * 20 > len(files):
-        raise RuntimeError(f"{kept} of {len(files)} files stay in the page cache")
-
-
-def cached_pages(fd: int) -> int:
-    """Pages of a file, which is not empty, that are in the page cache.
-
-    Asked with `mincore`: a read that does not wait (RWF_NOWAIT) begins to fetch what it does not find.
-
-    Raises:
-        OSError: the system does not tell; EPERM where the file is another's.
-    """
-    length = os.fstat(fd).st_size
-    found = np.empty(-(-length // mmap.PAGESIZE), np.uint8)
-    with mmap.mmap(fd, length, prot=mmap.PROT_READ) as mapped:
-        place = np.frombuffer(mapped, np.uint8)
-        failed = _LIBC.mincore(
-            ctypes.c_void_p(place.ctypes.data),
-            ctypes.c_size_t(length),
-            ctypes.c_void_p(found.ctypes.data),
-        )
-        del place  # the mapping cannot be closed while it is looked at
-    if failed:
-        raise OSError(ctypes.get_errno(), "mincore failed")
-    return int(np.count_nonzero(found & 1))
 
 
 def arena_bytes(model: str, longest: int) -> int:

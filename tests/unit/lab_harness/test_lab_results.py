@@ -8,7 +8,7 @@ from rich.console import Console
 
 from kvstrata.doctor.probe import probe
 from lab import demo, models, plots
-from lab.bench import results, ttft
+from lab.bench import page_cache, results, ttft
 from lab.demo import Row
 from lab.exclusive import OccupiedError, exclusive
 from lab.server import EngineServer
@@ -123,17 +123,17 @@ def test_pages_of_a_file_are_in_the_page_cache_until_they_are_dropped(tmp_path: 
     path.write_bytes(b"x" * 8193)
     (tmp_path / "y.kv").hardlink_to(path)
     with path.open("rb") as file:
-        assert ttft.cached_pages(file.fileno()) == 3
-        ttft.drop_pages(tmp_path)
+        assert page_cache.cached_pages(file.fileno()) == 3
+        page_cache.drop_pages(tmp_path)
         for _ in range(2):  # asking reads nothing
-            assert ttft.cached_pages(file.fileno()) == 0
+            assert page_cache.cached_pages(file.fileno()) == 0
 
 
 def test_pages_that_stay_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.kv").write_bytes(b"x" * 8192)
-    monkeypatch.setattr(ttft.os, "posix_fadvise", lambda *_: None)
+    monkeypatch.setattr(page_cache.os, "posix_fadvise", lambda *_: None)
     with pytest.raises(RuntimeError, match="1 of 1 files"):
-        ttft.drop_pages(tmp_path)
+        page_cache.drop_pages(tmp_path)
 
 
 def test_only_one_measures(tmp_path: Path) -> None:
